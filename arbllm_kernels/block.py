@@ -1,0 +1,85 @@
+"""Block: one block of columns of a binarized matrix, unpacked, in column order.
+
+The solver fills Blocks, PackedWeight stores them and takes them out again; `values` is the one place that says what the
+numbers mean (docs/format.md, "Meaning"). n = rows, k = columns of this block, z = zone: salient groups first, then the
+non-salient groups; group 0 holds the largest weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Block:
+    """Signs, zones and scales of k columns.
+
+    Attributes:
+        salient: bool [k], the column bitmap.
+        group: int64 [n, k], the group index of every weight.
+        sign: bool [n, k], True means +1, first plane.
+        second: bool [n, k], second plane; read on salient columns only. None where salient_order is 1.
+        row_scale: [n, scales_per_block]; salient group g, order o is at g * salient_order + o, then one per group.
+        mean: [n, zones] or None.
+        col_scale: [groups, k] or None, first plane.
+        col_scale2: [salient_groups, k] or None, second plane; read on salient columns only.
+        salient_groups: groups among salient columns, 1 or the number of groups.
+    """
+
+    salient: Tensor
+    group: Tensor
+    sign: Tensor
+    second: Tensor | None
+    row_scale: Tensor
+    mean: Tensor | None
+    col_scale: Tensor | None
+    col_scale2: Tensor | None
+    salient_groups: int
+
+    @property
+    def salient_order(self) -> int:
+        return 1 if self.second is None else 2
+
+    def rounded(self, dtype: torch.dtype) -> Block:
+        """The block as it will be stored: every scale rounded to `dtype`."""
+
+        def cast(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(dtype)
+
+        return dataclasses.replace(
+            self,
+            row_scale=self.row_scale.to(dtype),
+            mean=cast(self.mean),
+            col_scale=cast(self.col_scale),
+            col_scale2=cast(self.col_scale2),
+        )
+
+    def values(self, factor: float = 1.0) -> Tensor:
+        """The weights, float32 [n, k].
+
+        `factor` is a power of two applied to row scales and means. The order of operations is part of the format, so
+        that every implementation agrees bit for bit: (row scale * column scale) with its sign, first plane plus second
+        plane, plus mean; no fused multiply-add.
+        """
+        rows = self.row_scale.float() * factor
+        salient_group = self.group if self.salient_groups > 1 else torch.zeros_like(self.group)
+        group = torch.where(self.salient, salient_group, self.group)
+        others = self.salient_groups * self.salient_order
+        value = rows.gather(1, torch.where(self.salient, group * self.salient_order, others + group))
+        if self.col_scale is not None:
+            value = value * self.col_scale.float().gather(0, group)
+        value = torch.where(self.sign, value, -value)
+        if self.second is not None:
+            safe = torch.where(self.salient, group, 0)  # the second plane has no scales outside salient columns
+            value2 = rows.gather(1, safe * 2 + 1)
+            if self.col_scale2 is not None:
+                value2 = value2 * self.col_scale2.float().gather(0, safe)
+            value = torch.where(self.salient, value + torch.where(self.second, value2, -value2), value)
+        if self.mean is not None:
+            means = self.mean.float() * factor
+            value = value + means.gather(1, torch.where(self.salient, group, self.salient_groups + group))
+        return value

@@ -1,0 +1,104 @@
+"""QuantConfig: every knob of the paper, as one frozen value.
+
+The defaults are ARB-LLM_RC of the paper (ARB-RC + CGB, block 128, 15 iterations), with the behaviour of its reference
+program where the two differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InputError
+
+METHODS = ("billm", "arb", "arb-x", "arb-rc")
+METRICS = ("hessian", "magnitude")
+SCALE_DTYPES = ("fp16", "fp32")
+GROUPS = (1, 2, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+    """How to binarize a weight matrix (paper sections 3.1-3.4, 4.1).
+
+    Args:
+        method: "billm", "arb" (section 3.1), "arb-x" (3.2) or "arb-rc" (3.3).
+        cgb: column-group bitmap (3.4): salient columns are split into groups like the others.
+        block_size: columns per block (k), 1..65536; the last block may be shorter.
+        iters: alternating refinement iterations T (ARB-X runs T of ARB, then T of its own). BiLLM ignores it.
+        groups: magnitude groups per part, 1, 2 or 4 (Table 4f); stored in log2(groups) bits per weight.
+        salient_order: binary planes on salient columns, 1 or 2 (equation 6).
+        metric: "hessian" (s = w^2 / d^2) or "magnitude" (s = w) for the partition search.
+        max_salient: the search tries 1 .. max_salient - 1 salient columns per block.
+        thresholds: candidate split thresholds, evenly spaced quantiles of |s| from 10 % to 90 %.
+        damp: share of mean(diag H) added to the diagonal of H before it is inverted.
+        scale_dtype: storage of scales and means, "fp16" or "fp32".
+
+    Raises:
+        InputError: a field is out of range; the message names it.
+    """
+
+    method: str = "arb-rc"
+    cgb: bool = True
+    block_size: int = 128
+    iters: int = 15
+    groups: int = 2
+    salient_order: int = 2
+    metric: str = "hessian"
+    max_salient: int = 50
+    thresholds: int = 81
+    damp: float = 0.01
+    scale_dtype: str = "fp16"
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("metric", self.metric, METRICS)
+        _one_of("scale_dtype", self.scale_dtype, SCALE_DTYPES)
+        _one_of("groups", self.groups, GROUPS)
+        _one_of("salient_order", self.salient_order, (1, 2))
+        _one_of("cgb", self.cgb, (True, False))
+        _in_range("block_size", self.block_size, 1, 65536)
+        _in_range("iters", self.iters, 0, 10_000)
+        _in_range("max_salient", self.max_salient, 2, 65536)
+        _in_range("thresholds", self.thresholds, 1, 10_000)
+        if not 0.0 <= self.damp < float("inf"):
+            raise InputError(f"QuantConfig.damp = {self.damp!r}: must be a finite number >= 0")
+
+    @property
+    def salient_groups(self) -> int:
+        """Groups among salient columns: without CGB they form a single zone."""
+        return self.groups if self.cgb else 1
+
+    @property
+    def has_column_scales(self) -> bool:
+        """ARB-RC scales rows and columns and has no mean; the others scale rows around a row mean."""
+        return self.method == "arb-rc"
+
+    @property
+    def label(self) -> str:
+        """The name used in tables, e.g. "ARB-RC + CGB"."""
+        name = {"billm": "BiLLM"}.get(self.method, self.method.upper())
+        return f"{name} + CGB" if self.cgb else name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> QuantConfig:
+        """Inverse of `to_dict`. Raises InputError on an unknown key."""
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise InputError(f"unknown QuantConfig fields {unknown}: was this written by a newer version?")
+        return cls(**values)
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"QuantConfig.{name} = {value!r}: must be one of {', '.join(map(str, allowed))}")
+
+
+def _in_range(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InputError(f"QuantConfig.{name} = {value!r}: must be a whole number in {low}..{high}")
