@@ -1,0 +1,9 @@
+"""The binarization methods in plain torch: one file each, readable beside the paper, and the authority on their results.
+
+`quantize_weight` is the door; `solve` is the same for callers who share one factorized Hessian among several matrices.
+"""
+
+from .factor import Factor, hessian_factor
+from .solve import quantize_weight, solve
+
+__all__ = ["Factor", "hessian_factor", "quantize_weight", "solve"]

@@ -1,0 +1,170 @@
+"""Block by block through a matrix: partition, binarize each zone, round, propagate the error (paper section 3.4, GPTQ).
+
+The error that is propagated is the error that ships: Q is what the packed block dequantizes to, with its scales already
+rounded to their storage type.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..block import Block
+from ..config import QuantConfig
+from ..errors import FormatError, InputError
+from ..packed import Layout, PackedWeight, scale_exponent
+from . import arb, arb_rc, arb_x, billm
+from .binarize import Binarizer, Fit, Zone
+from .factor import Factor, hessian_factor
+from .partition import Partition, partition
+
+BINARIZERS: dict[str, Binarizer] = {
+    "billm": billm.binarize,
+    "arb": arb.binarize,
+    "arb-x": arb_x.binarize,
+    "arb-rc": arb_rc.binarize,
+}
+STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+def quantize_weight(W: Tensor, H: Tensor, cfg: QuantConfig | None = None, S: Tensor | None = None) -> PackedWeight:
+    """Binarize one weight matrix.
+
+    Args:
+        W: [n, m] (out_features x in_features), any float dtype; not changed.
+        H: [m, m], the raw (undamped) Hessian (2/N) sum x x^T of the layer's inputs.
+        cfg: the method and its knobs; default ARB-RC + CGB.
+        S: [m, m], mean over sequences of X^T X, read by ARB-X only; default H / 2, which is the same thing.
+
+    Returns:
+        The packed weight, on the device of W.
+
+    Raises:
+        InputError: wrong shape or dtype, NaN or Inf, H not positive definite.
+    """
+    cfg = cfg or QuantConfig()
+    _check_matrix("W", W)
+    _check_square("H", H, W.shape[1])
+    return solve(W, hessian_factor(H.to(W.device), cfg.damp), cfg, H / 2 if S is None else S)[0]
+
+
+@torch.no_grad()
+def solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None = None) -> tuple[PackedWeight, float]:
+    """`quantize_weight` with a factorized Hessian; also returns the proxy loss 1/2 sum E^2.
+
+    S (undamped, float [m, m]) is required by ARB-X and ignored by the others.
+    """
+    _check_matrix("W", W)
+    n, m = W.shape
+    if len(factor.U) != m:
+        raise InputError(f"W {list(W.shape)} has {m} inputs but the Hessian is {len(factor.U)} x {len(factor.U)}")
+    if cfg.method == "arb-x":
+        if S is None:
+            raise InputError("ARB-X needs S, the mean over sequences of X^T X")
+        _check_square("S", S, m)
+    exponent = scale_exponent(float(W.abs().max()))
+    work = W.float() * 2.0**-exponent  # powers of two: exact, and every epsilon below sees weights of magnitude 1
+    work[:, factor.dead] = 0
+    d = factor.U.diagonal()
+    blocks, loss = [], 0.0
+    for a in range(0, m, cfg.block_size):
+        b = min(a + cfg.block_size, m)
+        local = None if S is None or cfg.method != "arb-x" else S[a:b, a:b].to(work)
+        block = binarize_block(work[:, a:b], d[a:b], cfg, local).rounded(STORAGE[cfg.scale_dtype])
+        error = (work[:, a:b] - block.values()) / d[a:b]
+        if not bool(torch.isfinite(error).all()):
+            raise InputError(
+                f"columns {a}..{b - 1} of W {list(W.shape)}: a scale left the range of {cfg.scale_dtype} storage; "
+                "use QuantConfig(scale_dtype='fp32') or a larger damp"
+            )
+        work[:, b:] -= error @ factor.U[a:b, b:]
+        loss += 0.5 * float(error.square().sum()) * factor.scale * 4.0**exponent
+        blocks.append(block)
+    layout = Layout(
+        rows=n,
+        cols=m,
+        block_size=cfg.block_size,
+        groups=cfg.groups,
+        salient_groups=cfg.salient_groups,
+        salient_order=cfg.salient_order,
+        exponent=exponent,
+        method=cfg.method,
+    )
+    try:
+        return PackedWeight.from_blocks(blocks, layout), loss
+    except FormatError as error_:
+        raise InputError(f"W {list(W.shape)} cannot be stored with {cfg.scale_dtype} scales: {error_}") from error_
+
+
+def binarize_block(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = None) -> Block:
+    """Partition one block [n, k] and binarize every zone of it on its own; scales are float32 yet."""
+    zones = partition(weight, d, cfg, S)
+    binarize = BINARIZERS[cfg.method]
+    result = _BlockUnderWork(weight, zones, cfg)
+    for salient in (True, False):
+        columns = torch.nonzero(zones.salient == salient)[:, 0]
+        if columns.numel() == 0:
+            continue
+        part, group = weight[:, columns], zones.group[:, columns]
+        local = None if S is None else S[columns][:, columns]
+        order = cfg.salient_order if salient else 1
+        for g in range(cfg.salient_groups if salient else cfg.groups):
+            mask = group == g
+            result.put(salient, g, columns, mask, binarize(Zone(part, mask, local), order, cfg.iters))
+    return result.block()
+
+
+class _BlockUnderWork:
+    """Collects the fits of a block's zones into the arrays of a Block."""
+
+    def __init__(self, weight: Tensor, zones: Partition, cfg: QuantConfig) -> None:
+        n, k = weight.shape
+        self._cfg, self._zones = cfg, zones
+        self._planes = torch.zeros(2, n, k, dtype=torch.bool, device=weight.device)
+        others = cfg.salient_groups * cfg.salient_order
+        self._row = weight.new_zeros(n, others + cfg.groups)
+        self._mean = None if cfg.has_column_scales else weight.new_zeros(n, cfg.salient_groups + cfg.groups)
+        self._col = weight.new_zeros(2, cfg.groups, k) if cfg.has_column_scales else None
+
+    def put(self, salient: bool, g: int, columns: Tensor, mask: Tensor, fit: Fit) -> None:
+        cfg = self._cfg
+        for o, plane in enumerate(fit.planes):
+            kept = self._planes[o][:, columns]
+            self._planes[o][:, columns] = torch.where(mask, plane, kept)
+        first = g * cfg.salient_order if salient else cfg.salient_groups * cfg.salient_order + g
+        self._row[:, first : first + len(fit.planes)] = fit.row_scale
+        if self._mean is not None and fit.mean is not None:
+            self._mean[:, g if salient else cfg.salient_groups + g] = fit.mean
+        if self._col is not None and fit.col_scale is not None:
+            for o in range(len(fit.planes)):
+                self._col[o, g, columns] = fit.col_scale[o]
+
+    def block(self) -> Block:
+        cfg, col = self._cfg, self._col
+        two = cfg.salient_order == 2
+        return Block(
+            salient=self._zones.salient,
+            group=self._zones.group,
+            sign=self._planes[0],
+            second=self._planes[1] if two else None,
+            row_scale=self._row,
+            mean=self._mean,
+            col_scale=None if col is None else col[0],
+            col_scale2=None if col is None or not two else col[1, : cfg.salient_groups],
+            salient_groups=cfg.salient_groups,
+        )
+
+
+def _check_matrix(name: str, t: Tensor) -> None:
+    if t.ndim != 2 or t.numel() == 0:
+        raise InputError(f"{name} must be a non-empty matrix, got shape {list(t.shape)}")
+    if not t.is_floating_point():
+        raise InputError(f"{name} {list(t.shape)} must be floating point, got {t.dtype}")
+    if not bool(torch.isfinite(t).all()):
+        raise InputError(f"{name} {list(t.shape)} holds NaN or Inf")
+
+
+def _check_square(name: str, t: Tensor, m: int) -> None:
+    if tuple(t.shape) != (m, m):
+        raise InputError(f"{name} must be [{m}, {m}] to match the {m} inputs of W, got {list(t.shape)}")
+    _check_matrix(name, t)
