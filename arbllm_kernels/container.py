@@ -1,0 +1,413 @@
+"""Models in `.arb` files: save, load, verify. archive.py holds the bytes, inspect.py the size report.
+
+`load` builds the model twice: once wholly without memory, to compare every shape with what the file holds (a config
+may ask for anything), and once with real non-persistent buffers (rotary tables and the like) and parameters without
+memory, into which the mapped tensors are put.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from .archive import TOKENIZER, Archive, Header, read, write
+from .config import QuantConfig
+from .errors import ArbError, FormatError, InputError
+from .inspect import Report, inspect, report
+from .linear import ARBLinear
+from .packed import PARTS, PackedWeight
+
+__all__ = ["Header", "Report", "inspect", "load", "read_header", "read_packed", "save", "verify", "write"]
+
+SPARE_BUFFERS = 64 << 20  # bytes of non-stored buffers a model may have beyond the file's own size
+# What building a model from a bad config raises; the messages are kept.
+BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# Config keys that fetch or run code. `eager` and `sdpa` are built into transformers.
+CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "use_kernels", "custom_generate")
+COUNT_KEYS = ("layer", "expert", "label", "block", "depth")  # integers under such names become loops
+SPARE_COUNT = 1024
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    tokenizer: Any = None,
+    *,
+    quant_config: QuantConfig | None = None,
+    extra: Any = None,
+) -> None:
+    """Write a model whose Linears were replaced by ARBLinear as one `.arb` file. Equal models give equal bytes.
+
+    Args:
+        model: a transformers model (anything with a transformers `config`); tensors it shares are stored once.
+        path: the file; an older one is replaced only when the new one is complete.
+        tokenizer: a transformers tokenizer to store with it.
+        quant_config: how the weights were made, kept for the reader.
+        extra: any JSON value, kept for the reader.
+
+    Raises:
+        InputError: the model has no config, or holds what the format cannot.
+        OSError: the file cannot be written.
+    """
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_json_string"):
+        raise InputError(f"{type(model).__name__} has no transformers config, so load() could not rebuild it")
+    packed: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    layouts, ties = {}, {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ARBLinear):
+            if packed.setdefault(id(module), name) != name:
+                ties[name] = packed[id(module)]
+                continue
+            layouts[name] = module.packed.layout
+            tensors |= {f"{name}.{part}": t for part, t in module.packed.tensors().items()}
+    dense = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        owner, _, leaf = name.rpartition(".")
+        if owner not in ties and not (owner in layouts and leaf in PARTS):
+            dense[name] = tensor
+    ties |= _shared(dense, _tied_names(model))
+    tensors |= {name: t for name, t in dense.items() if name not in ties}
+    generation = getattr(model, "generation_config", None)
+    header = Header(
+        config=_portable_config(json.loads(config.to_json_string(use_diff=False))),
+        layouts=layouts,
+        generation_config=None if generation is None else _portable_config(generation.to_dict()),
+        quant_config=quant_config,
+        embeddings=tuple(sorted(_embedding_names(model, dense) & set(tensors))),
+        ties=ties,
+        extra=extra,
+    )
+    write(path, tensors, header, {} if tokenizer is None else tokenizer_files(tokenizer))
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """The files a transformers tokenizer saves itself as, without traces of where it came from."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    name = "tokenizer_config.json"
+    if name in files:
+        values = json.loads(files[name])
+        for key in ("name_or_path", "is_local", "local_files_only"):
+            values.pop(key, None)
+        files[name] = (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def _portable_config(values: Any) -> Any:
+    """Without keys that describe this machine or this run; transformers marks them by an underscore."""
+    if isinstance(values, dict):
+        return {
+            k: _portable_config(v) for k, v in values.items() if not k.startswith("_") and k != "attn_implementation"
+        }
+    return [_portable_config(v) for v in values] if isinstance(values, list) else values
+
+
+def _tied_names(model: nn.Module) -> set[str]:
+    """Names that transformers itself re-creates from another tensor."""
+    return set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+
+
+def _shared(dense: dict[str, Tensor], tied: set[str]) -> dict[str, str]:
+    """name -> the name under which the same memory is stored; names outside `tied` are preferred for storage."""
+    kept: dict[Any, str] = {}
+    aliases = {}
+    for name in sorted(dense, key=lambda n: (n in tied, n)):
+        t = dense[name]
+        if t.numel() and not t.is_meta:
+            first = kept.setdefault((t.device, t.data_ptr(), t.dtype, t.shape, t.stride()), name)
+            if first != name:
+                aliases[name] = first
+    return aliases
+
+
+def _embedding_names(model: nn.Module, dense: dict[str, Tensor]) -> set[str]:
+    """State-dict names of the dense parameters of the input embedding and the output head."""
+    owned: set[int] = set()
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        with contextlib.suppress(NotImplementedError):  # transformers' way to say that a model has none
+            module = getattr(model, getter, lambda: None)()
+            if isinstance(module, nn.Module):
+                owned |= {id(p) for p in module.parameters()}
+    return {name for name, t in dense.items() if id(t) in owned}
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Rebuild a model and its tokenizer from an `.arb` file, in eval mode.
+
+    On the CPU the tensors are views of the mapped file: nothing is read until it is used. Content is not verified
+    (see `verify`); sizes, dtypes and the header checksum are.
+
+    Args:
+        dtype: floating-point type for dense tensors; None keeps what the file holds. Scales keep theirs.
+        trust_remote_code: let the config in the file name code on the hub, as in transformers.
+
+    Returns:
+        (model, tokenizer); tokenizer is None if the file holds none.
+
+    Raises:
+        InputError: there is no such file.
+        FormatError: the file is damaged, hostile, newer, or its model unknown to the installed transformers.
+    """
+    archive = read(path)
+    config = _read_config(archive, trust_remote_code)
+    if dtype is not None:
+        config.dtype = dtype
+    limit = _Limits(archive)
+    skeleton = limit.build(config, trust_remote_code, on_meta=True)
+    places = _check_fit(archive, skeleton)
+    model = limit.build(config, trust_remote_code, on_meta=False)
+    mapped = archive.tensors()
+    _fill(archive, model, mapped, places, dtype)
+    _set_generation_config(archive, model)
+    tokenizer = _read_tokenizer(archive, mapped, trust_remote_code)
+    return model.to(device).eval(), tokenizer
+
+
+def verify(path: str | os.PathLike[str]) -> Report:
+    """Read a whole file and check everything: header, each tensor's checksum, every value. Returns its size report.
+
+    Raises:
+        InputError: the file cannot be read.
+        FormatError: naming file, tensor and byte range.
+    """
+    archive = read(path)
+    archive.check_content()
+    return report(archive)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """What a file says about itself; its checksum has been checked. Raises InputError, FormatError."""
+    return read(path).header
+
+
+def read_packed(path: str | os.PathLike[str], name: str) -> PackedWeight:
+    """One packed weight, mapped, by module name. Raises InputError (no such weight), FormatError."""
+    return read(path).packed(name)
+
+
+def _read_config(archive: Archive, trust_remote_code: bool) -> Any:
+    """The transformers config, after refusing what would run code or loop for ever."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, PreTrainedConfig
+
+    most = len(archive.table) + SPARE_COUNT
+    for key, value in _walk(archive.header.config):
+        if key.startswith("_"):
+            archive.fail(f"config key {key!r:.100}: keys with a leading underscore are not allowed")
+        if key in CODE_KEYS and value not in (None, False, "eager", "sdpa") and not trust_remote_code:
+            archive.fail(f"config.{key} asks for code from elsewhere; if you trust it, use trust_remote_code=True")
+        if type(value) is int and value > most and any(word in key.lower() for word in COUNT_KEYS):
+            archive.fail(f"config.{key} = {value}: more than the file's {len(archive.table)} tensors could fill")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(archive.header.config))
+        try:
+            config = AutoConfig.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
+            )
+        except (*BUILD_ERRORS, StrictDataclassError) as error:
+            raise FormatError(f"{archive.path}: its model config is not usable: {_brief(error)}") from error
+    if not isinstance(config, PreTrainedConfig):
+        archive.fail("its model config is not usable")
+    return config
+
+
+def _walk(values: Any) -> Iterator[tuple[str, Any]]:
+    """All (key, value) pairs of nested objects; archive.py bounds the depth."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield key, value
+            yield from _walk(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _walk(value)
+
+
+class _Limits:
+    """Builds models for one file: parameters without memory, and no more modules than the file could fill."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.archive = archive
+        self.parameters = self.modules = 0
+
+    def build(self, config: Any, trust_remote_code: bool, *, on_meta: bool) -> Any:
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import AutoModelForCausalLM
+
+        self.parameters = self.modules = 0
+        owner = threading.get_ident()  # the hooks are global; models that other threads build are not ours
+
+        def parameter(module: nn.Module, name: str, value: Any) -> Any:
+            if threading.get_ident() != owner or value is None:
+                return None
+            self.parameters += 1
+            self._check(self.parameters, 2 * len(self.archive.table) + SPARE_COUNT)
+            return value if value.is_meta else nn.Parameter(value.to("meta"), requires_grad=value.requires_grad)
+
+        def submodule(module: nn.Module, name: str, value: Any) -> None:
+            if threading.get_ident() == owner:
+                self.modules += 1
+                self._check(self.modules, 16 * len(self.archive.table) + SPARE_COUNT)
+
+        handles = (
+            hooks.register_module_parameter_registration_hook(parameter),
+            hooks.register_module_module_registration_hook(submodule),
+        )
+        try:
+            with torch.device("meta") if on_meta else contextlib.nullcontext():
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        except ArbError:
+            raise
+        except (*BUILD_ERRORS, StrictDataclassError) as error:
+            path = self.archive.path
+            raise FormatError(f"{path}: no model can be built from its config: {_brief(error)}") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check(self, count: int, limit: int) -> None:
+        if count > limit:
+            self.archive.fail("its config describes a model larger than the file could fill")
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def _check_fit(archive: Archive, skeleton: nn.Module) -> dict[str, str]:
+    """Compare the model the config describes with the tensors of the file.
+
+    Returns:
+        For every place of the model that takes a dense tensor: the name of the stored tensor.
+    """
+    layouts, ties, table = archive.header.layouts, archive.header.ties, archive.table
+    modules = dict(skeleton.named_modules(remove_duplicate=False))
+    packed = {*layouts, *(name for name, source in ties.items() if source in layouts)}
+    for name in packed:
+        layout = layouts[ties.get(name, name)]
+        linear = modules.get(name)
+        if not isinstance(linear, nn.Linear) or linear.weight.shape != (layout.rows, layout.cols):
+            shape = list(linear.weight.shape) if isinstance(linear, nn.Linear) else "something else or nothing"
+            archive.fail(f"packed weight {name} is {layout.rows} x {layout.cols}, the model has {shape} there")
+    places: dict[str, str] = {}
+    expected = {
+        name: t
+        for name, t in skeleton.state_dict(keep_vars=True).items()
+        if not (name.rpartition(".")[0] in packed and name.endswith(".weight"))
+    }
+    stored = {id(t): name for name, t in expected.items() if name in table}  # transformers' own ties share the object
+    for name, t in expected.items():
+        owner, _, leaf = name.rpartition(".")
+        moved = f"{ties[owner]}.{leaf}" if owner in ties else name
+        source = moved if moved in table else ties.get(name) or stored.get(id(t), "")
+        if source not in table:
+            archive.fail(f"tensor {name} is missing; the model needs it; get the file again or quantize anew")
+        entry = table[source]
+        if entry.shape != tuple(t.shape) or entry.dtype.is_floating_point != t.dtype.is_floating_point:
+            have = f"{entry.dtype} {list(entry.shape)}"
+            archive.fail(f"{archive.where(source)}: is {have}, the model needs {t.dtype} {list(t.shape)} for {name}")
+        places[name] = source
+    for name in ties:
+        if name not in expected and name not in packed:
+            archive.fail(f"tensor {name}, shared with {ties[name]}: the model has no place for it")
+    used = {*places.values(), *(f"{module}.{part}" for module in layouts for part in PARTS)}
+    for name in table:
+        if name not in used and not name.startswith(TOKENIZER):
+            archive.fail(f"{archive.where(name)}: the model has no place for it")
+    extra = sum(b.numel() * b.element_size() for b in skeleton.buffers())
+    if extra > archive.nbytes + SPARE_BUFFERS:
+        archive.fail(f"its config asks for {extra} bytes of buffers, far more than the file holds")
+    return places
+
+
+def _fill(
+    archive: Archive, model: nn.Module, mapped: dict[str, Tensor], places: dict[str, str], dtype: torch.dtype | None
+) -> None:
+    """Put the file's tensors into the model; shapes fit already."""
+    dense: dict[str, nn.Parameter] = {}
+    for source in places.values():
+        if source not in dense:
+            tensor = mapped[source]
+            floating = tensor.is_floating_point()
+            dense[source] = nn.Parameter(tensor.to(dtype) if floating and dtype else tensor, requires_grad=floating)
+    layers = {}
+    for name in archive.header.layouts:
+        bias = dense.get(places.get(f"{name}.bias", ""))
+        layers[name] = ARBLinear(archive.packed(name, mapped), bias)
+    for name, source in archive.header.ties.items():
+        if source in layers:
+            layers[name] = layers[source]
+    for name, source in places.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner not in layers:
+            module = model.get_submodule(owner)
+            tensor = dense[source]
+            setattr(module, leaf, tensor if leaf in module._parameters else tensor.detach())
+    for name, layer in layers.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, layer)
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        if t.is_meta:
+            archive.fail(f"the model needs {name}, which is neither stored nor computed")
+
+
+def _set_generation_config(archive: Archive, model: Any) -> None:
+    from transformers import GenerationConfig
+
+    if archive.header.generation_config is not None:
+        try:
+            model.generation_config = GenerationConfig.from_dict(archive.header.generation_config)
+        except BUILD_ERRORS as error:
+            raise FormatError(f"{archive.path}: its generation config is not usable: {_brief(error)}") from error
+
+
+def _read_tokenizer(archive: Archive, mapped: dict[str, Tensor], trust_remote_code: bool) -> Any:
+    """Restore the tokenizer's files in a temporary folder and let transformers read them."""
+    from transformers import AutoTokenizer
+
+    files = archive.tokenizer_files(mapped)
+    if not files:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            target = Path(folder, name)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(content)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
+            )
+        except Exception as error:  # the tokenizers library raises plain Exception for a bad file
+            raise FormatError(f"{archive.path}: its tokenizer is not usable: {_brief(error)}") from error
+    tokenizer.name_or_path = archive.path
+    return tokenizer
