@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import billm
-from .binarize import Fit, Zone, nearest_of_four, row_mean, signed
+from .binarize import Fit, Zone, nearest_of_four, row_mean
 
 EPS = 1e-8
 
@@ -23,7 +23,7 @@ def _refine_one(zone: Zone, fit: Fit) -> Fit:
     weight, mean = zone.weight, _mean(fit)
     mean = mean + row_mean(weight - fit.values(), zone.mask)
     centred = weight - mean[:, None]
-    scale = _row_scale(signed(fit.planes[0], zone.mask), centred)
+    scale = _row_scale(zone.signed(fit.planes[0]), centred)
     return Fit([centred >= 0], scale[:, None], mean=mean)
 
 
@@ -31,7 +31,7 @@ def _refine_two(zone: Zone, fit: Fit) -> Fit:
     weight, mean = zone.weight, _mean(fit)
     mean = mean + row_mean(weight - fit.values(), zone.mask)
     centred = weight - mean[:, None]
-    b1, b2 = (signed(plane, zone.mask) for plane in fit.planes)
+    b1, b2 = (zone.signed(plane) for plane in fit.planes)
     scale1 = _row_scale(b1, centred - fit.row_scale[:, 1:] * b2)
     scale2 = _row_scale(b2, centred - scale1[:, None] * b1)
     planes = nearest_of_four(centred, scale1[:, None], scale2[:, None])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .binarize import Fit, Zone, col_mean, nearest_of_four, row_mean, signed
+from .binarize import Fit, Zone, col_mean, nearest_of_four, row_mean
 
 EPS = 1e-8
 
@@ -18,7 +18,7 @@ def binarize(zone: Zone, order: int, iters: int) -> Fit:
 def _order_one(zone: Zone, iters: int) -> Fit:
     """B = sign(W) stays (the scales stay positive), so this is a weighted rank-1 fit of |W| on the mask."""
     row, col, plane = _start(zone.weight, zone.mask)
-    binary = signed(plane, zone.mask)
+    binary = zone.signed(plane)
     for _ in range(iters):
         row, col = _alternate(binary, zone.weight, col)
     return Fit([plane], row[:, None], col_scale=col[None])
@@ -27,9 +27,9 @@ def _order_one(zone: Zone, iters: int) -> Fit:
 def _order_two(zone: Zone, iters: int) -> Fit:
     weight, mask = zone.weight, zone.mask
     row1, col1, plane1 = _start(weight, mask)
-    row2, col2, plane2 = _start(weight - torch.outer(row1, col1) * signed(plane1, mask), mask)
+    row2, col2, plane2 = _start(weight - torch.outer(row1, col1) * zone.signed(plane1), mask)
     for _ in range(iters):
-        b1, b2 = signed(plane1, mask), signed(plane2, mask)
+        b1, b2 = zone.signed(plane1), zone.signed(plane2)
         row1, col1 = _alternate(b1, weight - torch.outer(row2, col2) * b2, col1)
         row2, col2 = _alternate(b2, weight - torch.outer(row1, col1) * b1, col2)
         plane1, plane2 = nearest_of_four(weight, torch.outer(row1, col1), torch.outer(row2, col2))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from . import arb
-from .binarize import Fit, Zone, signed
+from .binarize import Fit, Zone
 
 EPS = 1e-10
 
@@ -21,7 +21,7 @@ def binarize(zone: Zone, order: int, iters: int) -> Fit:
         raise TypeError("ARB-X needs S, the second moment of the inputs")
     fit = arb.binarize(zone, order, iters)
     mask = zone.mask.to(zone.weight.dtype)
-    binary = [signed(plane, zone.mask) for plane in fit.planes]
+    binary = [zone.signed(plane) for plane in fit.planes]
     vectors = torch.stack([zone.weight * mask, mask, *binary], 1)  # [n, 2 + order, k]
     gram = (vectors @ zone.S) @ vectors.transpose(1, 2)
     target, basis = gram[:, 0, 1:], gram[:, 1:, 1:]  # basis: the mean's indicator, then the planes

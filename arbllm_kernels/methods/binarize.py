@@ -25,6 +25,10 @@ class Zone:
     mask: Tensor
     S: Tensor | None = None
 
+    def signed(self, plane: Tensor) -> Tensor:
+        """The binary matrix B of a plane as numbers: +1 or -1 on the mask, 0 elsewhere."""
+        return (2 * plane.to(self.weight.dtype) - 1) * self.mask
+
 
 @dataclass(frozen=True, eq=False)
 class Fit:
@@ -63,11 +67,6 @@ def row_mean(values: Tensor, mask: Tensor) -> Tensor:
 def col_mean(values: Tensor, mask: Tensor) -> Tensor:
     """[n, k] -> [k], over the mask; 0 for an empty column."""
     return (values * mask).sum(0) / mask.sum(0).clamp(min=1)
-
-
-def signed(plane: Tensor, mask: Tensor) -> Tensor:
-    """The binary matrix B as float: +1 or -1 on the mask, 0 elsewhere."""
-    return (2.0 * plane - 1.0) * mask
 
 
 def nearest_of_four(target: Tensor, first: Tensor, second: Tensor) -> list[Tensor]:
