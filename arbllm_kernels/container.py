@@ -1,4 +1,5 @@
-"""Models in `.arb` files: save, load, verify. archive.py holds the bytes, inspect.py the size report.
+"""Models in `.arb` files: save, load, verify. header.py and archive.py hold the bytes, skeleton.py builds the
+empty model, inspect.py reports sizes.
 
 `load` builds the model twice: once wholly without memory, to compare every shape with what the file holds (a config
 may ask for anything), and once with real non-persistent buffers (rotary tables and the like) and parameters without
@@ -11,42 +12,24 @@ import contextlib
 import json
 import os
 import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 
-from .archive import TOKENIZER, Archive, Header, read, write
+from .archive import Archive, read, write
 from .config import QuantConfig
-from .errors import ArbError, FormatError, InputError
+from .errors import FormatError, InputError
+from .header import TOKENIZER, Header
 from .inspect import Report, inspect, report
 from .linear import ARBLinear
 from .packed import PARTS, PackedWeight
+from .skeleton import BUILD_ERRORS, Builder, brief, read_config
 
 __all__ = ["Header", "Report", "inspect", "load", "read_header", "read_packed", "save", "verify", "write"]
 
 SPARE_BUFFERS = 64 << 20  # bytes of non-stored buffers a model may have beyond the file's own size
-# What building a model from a bad config raises; the messages are kept.
-BUILD_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-# Config keys that fetch or run code. `eager` and `sdpa` are built into transformers.
-CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "use_kernels", "custom_generate")
-COUNT_KEYS = ("layer", "expert", "label", "block", "depth")  # integers under such names become loops
-SPARE_COUNT = 1024
 
 
 def save(
@@ -70,7 +53,7 @@ def save(
         InputError: the model has no config, or holds what the format cannot.
         OSError: the file cannot be written.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
         raise InputError(f"{type(model).__name__} has no transformers config, so load() could not rebuild it")
     packed: dict[int, str] = {}
@@ -180,10 +163,10 @@ def load(
         FormatError: the file is damaged, hostile, newer, or its model unknown to the installed transformers.
     """
     archive = read(path)
-    config = _read_config(archive, trust_remote_code)
+    config = read_config(archive, trust_remote_code)
     if dtype is not None:
         config.dtype = dtype
-    limit = _Limits(archive)
+    limit = Builder(archive)
     skeleton = limit.build(config, trust_remote_code, on_meta=True)
     places = _check_fit(archive, skeleton)
     model = limit.build(config, trust_remote_code, on_meta=False)
@@ -214,94 +197,6 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 def read_packed(path: str | os.PathLike[str], name: str) -> PackedWeight:
     """One packed weight, mapped, by module name. Raises InputError (no such weight), FormatError."""
     return read(path).packed(name)
-
-
-def _read_config(archive: Archive, trust_remote_code: bool) -> Any:
-    """The transformers config, after refusing what would run code or loop for ever."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, PreTrainedConfig
-
-    most = len(archive.table) + SPARE_COUNT
-    for key, value in _walk(archive.header.config):
-        if key.startswith("_"):
-            archive.fail(f"config key {key!r:.100}: keys with a leading underscore are not allowed")
-        if key in CODE_KEYS and value not in (None, False, "eager", "sdpa") and not trust_remote_code:
-            archive.fail(f"config.{key} asks for code from elsewhere; if you trust it, use trust_remote_code=True")
-        if type(value) is int and value > most and any(word in key.lower() for word in COUNT_KEYS):
-            archive.fail(f"config.{key} = {value}: more than the file's {len(archive.table)} tensors could fill")
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(json.dumps(archive.header.config))
-        try:
-            config = AutoConfig.from_pretrained(
-                folder, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
-            )
-        except (*BUILD_ERRORS, StrictDataclassError) as error:
-            raise FormatError(f"{archive.path}: its model config is not usable: {_brief(error)}") from error
-    if not isinstance(config, PreTrainedConfig):
-        archive.fail("its model config is not usable")
-    return config
-
-
-def _walk(values: Any) -> Iterator[tuple[str, Any]]:
-    """All (key, value) pairs of nested objects; archive.py bounds the depth."""
-    if isinstance(values, dict):
-        for key, value in values.items():
-            yield key, value
-            yield from _walk(value)
-    elif isinstance(values, list):
-        for value in values:
-            yield from _walk(value)
-
-
-class _Limits:
-    """Builds models for one file: parameters without memory, and no more modules than the file could fill."""
-
-    def __init__(self, archive: Archive) -> None:
-        self.archive = archive
-        self.parameters = self.modules = 0
-
-    def build(self, config: Any, trust_remote_code: bool, *, on_meta: bool) -> Any:
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoModelForCausalLM
-
-        self.parameters = self.modules = 0
-        owner = threading.get_ident()  # the hooks are global; models that other threads build are not ours
-
-        def parameter(module: nn.Module, name: str, value: Any) -> Any:
-            if threading.get_ident() != owner or value is None:
-                return None
-            self.parameters += 1
-            self._check(self.parameters, 2 * len(self.archive.table) + SPARE_COUNT)
-            return value if value.is_meta else nn.Parameter(value.to("meta"), requires_grad=value.requires_grad)
-
-        def submodule(module: nn.Module, name: str, value: Any) -> None:
-            if threading.get_ident() == owner:
-                self.modules += 1
-                self._check(self.modules, 16 * len(self.archive.table) + SPARE_COUNT)
-
-        handles = (
-            hooks.register_module_parameter_registration_hook(parameter),
-            hooks.register_module_module_registration_hook(submodule),
-        )
-        try:
-            with torch.device("meta") if on_meta else contextlib.nullcontext():
-                return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        except ArbError:
-            raise
-        except (*BUILD_ERRORS, StrictDataclassError) as error:
-            path = self.archive.path
-            raise FormatError(f"{path}: no model can be built from its config: {_brief(error)}") from error
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _check(self, count: int, limit: int) -> None:
-        if count > limit:
-            self.archive.fail("its config describes a model larger than the file could fill")
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _check_fit(archive: Archive, skeleton: nn.Module) -> dict[str, str]:
@@ -388,7 +283,7 @@ def _set_generation_config(archive: Archive, model: Any) -> None:
         try:
             model.generation_config = GenerationConfig.from_dict(archive.header.generation_config)
         except BUILD_ERRORS as error:
-            raise FormatError(f"{archive.path}: its generation config is not usable: {_brief(error)}") from error
+            raise FormatError(f"{archive.path}: its generation config is not usable: {brief(error)}") from error
 
 
 def _read_tokenizer(archive: Archive, mapped: dict[str, Tensor], trust_remote_code: bool) -> Any:
@@ -408,6 +303,6 @@ def _read_tokenizer(archive: Archive, mapped: dict[str, Tensor], trust_remote_co
                 folder, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
             )
         except Exception as error:  # the tokenizers library raises plain Exception for a bad file
-            raise FormatError(f"{archive.path}: its tokenizer is not usable: {_brief(error)}") from error
+            raise FormatError(f"{archive.path}: its tokenizer is not usable: {brief(error)}") from error
     tokenizer.name_or_path = archive.path
     return tokenizer

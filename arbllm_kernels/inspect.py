@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from .archive import TOKENIZER, Archive, read
+from .archive import Archive, read
+from .header import TOKENIZER
 
 CATEGORIES = {
     "sign": "signs",
