@@ -1,0 +1,41 @@
+// Vectors of eight floats: AVX2, FMA, F16C. A mask is a vector whose lanes carry their bit in the sign position.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+constexpr int kWidth = 8;
+using Floats = __m256;
+using Mask = __m256;
+
+inline Floats zero() { return _mm256_setzero_ps(); }
+inline Floats broadcast(float value) { return _mm256_set1_ps(value); }
+inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+inline Floats mul_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+
+inline Mask mask(uint64_t bits) {
+    const __m256i to_sign = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+    return _mm256_castsi256_ps(_mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(bits)), to_sign));
+}
+
+inline Floats blend(Mask m, Floats if_clear, Floats if_set) { return _mm256_blendv_ps(if_clear, if_set, m); }
+
+inline Floats negate_if_set(Mask m, Floats v) { return _mm256_xor_ps(v, _mm256_and_ps(m, _mm256_set1_ps(-0.0f))); }
+
+inline float sum(Floats v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+inline Floats load_halves(const unsigned char* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+}  // namespace

@@ -1,0 +1,32 @@
+// Vectors of sixteen floats: AVX-512 F, BW, DQ, VL. Masks live in mask registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+constexpr int kWidth = 16;
+using Floats = __m512;
+using Mask = __mmask16;
+
+inline Floats zero() { return _mm512_setzero_ps(); }
+inline Floats broadcast(float value) { return _mm512_set1_ps(value); }
+inline Floats load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats mul_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Mask mask(uint64_t bits) { return static_cast<Mask>(bits); }
+inline Floats blend(Mask m, Floats if_clear, Floats if_set) { return _mm512_mask_blend_ps(m, if_clear, if_set); }
+
+inline Floats negate_if_set(Mask m, Floats v) { return _mm512_mask_xor_ps(v, m, v, _mm512_set1_ps(-0.0f)); }
+
+inline float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+
+inline Floats load_halves(const unsigned char* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+}  // namespace

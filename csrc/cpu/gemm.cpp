@@ -1,0 +1,69 @@
+#include "arb/gemm.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "plan.h"
+#include "pool.h"
+
+namespace arb {
+namespace {
+
+// Waking another thread costs tens of microseconds: about the time one thread needs for this many weights.
+constexpr int64_t kWeightsPerThread = 1 << 19;
+
+struct Tile {
+    const Kernels* kernels;
+    const Job* job;
+    const float* prepared;  // [tile, lanes]
+    int64_t tile;
+    float* y[kMaxTile];  // one per prepared row
+};
+
+Status multiply_rows(void* context, int64_t begin, int64_t end) {
+    const Tile& t = *static_cast<const Tile*>(context);
+    const std::unique_ptr<float[]> scratch(new (std::nothrow) float[static_cast<size_t>(t.job->scratch)]);
+    if (scratch == nullptr) return Status::out_of_memory;
+    t.kernels->gemm(*t.job, t.prepared, t.tile, begin, end, scratch.get(), t.y);
+    return Status::ok;
+}
+
+Status multiply(const Kernels& kernels, const Job& job, const float* x, int64_t batch, float* y, int64_t threads) {
+    const PackedView& w = *job.weight;
+    const int64_t most = std::min(batch, kMaxTile) == 3 ? 4 : std::min(batch, kMaxTile);
+    const std::unique_ptr<float[]> prepared(new (std::nothrow) float[static_cast<size_t>(most * job.lanes)]);
+    if (prepared == nullptr) return Status::out_of_memory;
+    for (int64_t first = 0; first < batch; first += kMaxTile) {
+        const int64_t filled = std::min(batch - first, kMaxTile);
+        Tile t{&kernels, &job, prepared.get(), filled == 3 ? 4 : filled, {}};
+        for (int64_t i = 0; i < t.tile; ++i) {
+            // Three rows run as four: the last one is worked out twice and written to the same place.
+            const int64_t row = first + std::min(i, filled - 1);
+            kernels.prepare(job, x + row * w.cols, prepared.get() + i * job.lanes);
+            t.y[i] = y + row * w.rows;
+        }
+        const int64_t useful = std::max<int64_t>(1, w.rows * w.cols * t.tile / kWeightsPerThread);
+        const Status status = parallel_for(w.rows, kRowTile, std::min(threads, useful), multiply_rows, &t);
+        if (status != Status::ok) return status;
+    }
+    return Status::ok;
+}
+
+}  // namespace
+
+Status gemm(const PackedView& weight, const float* x, int64_t batch, float* y, int64_t threads, const char** ran) {
+    if (batch < 0 || threads < 1) return Status::bad_range;
+    const Kernels* kernels = nullptr;
+    if (const Status status = active_kernels(&kernels); status != Status::ok) return status;
+    if (ran != nullptr) *ran = kernels->name;
+    try {
+        Plan plan;
+        if (const Status status = make_plan(weight, kernels->width, plan); status != Status::ok) return status;
+        return multiply(*kernels, plan.job, x, batch, y, threads);
+    } catch (const std::bad_alloc&) {
+        return Status::out_of_memory;
+    }
+}
+
+}  // namespace arb

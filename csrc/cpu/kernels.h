@@ -1,0 +1,73 @@
+// What every instruction set implements: three functions over one Job. Plain data only (see arb/packed.h).
+#pragma once
+
+#include "arb/packed.h"
+
+namespace arb {
+
+// A run is the salient or the other part of one block: consecutive storage positions that share their row scales.
+struct Run {
+    int64_t start;   // first storage position
+    int64_t length;  // columns, at least 1
+    int64_t lane;    // where its part of a prepared row begins, in floats
+    int64_t block;
+    int64_t second;  // salient runs: first column in the second plane
+    bool salient;
+};
+
+// One packed weight, checked and planned for vectors of Kernels::width floats.
+//
+// A "prepared" row is x in storage order, each run padded with zeros to whole vectors, so that the lanes past its end
+// add nothing. Each vector is followed by its copies (Copies says how many), one per column scale it may meet:
+//   salient run: x * col_scale[g] for g < Gs, x * col_scale2[g] for g < Gs (order 2), x (if there are means)
+//   other run:   x * col_scale[g] for g < G,                                          x (if there are means)
+//   without column scales: x alone.
+struct Job {
+    const PackedView* weight;
+    const Run* runs;
+    int64_t run_count;
+    int64_t lanes;  // floats of a prepared row
+    int64_t salient_copies;
+    int64_t other_copies;
+    int64_t blocks;
+    int64_t group_bits;
+    int64_t words;            // 64-bit words per row of a plane
+    int64_t second_words;     // 64-bit words of the second plane
+    int64_t salient_columns;  // C
+    int64_t row_scales;       // per row: blocks * (Gs * order + G)
+    int64_t means;            // per row: blocks * (Gs + G), or 0
+    int64_t scratch;          // floats of working memory that gemm and dequantize need
+    float factor;             // 2^exponent
+};
+
+struct Kernels {
+    const char* name;
+    int64_t width;  // floats per vector
+
+    // x [m] in column order (null: all ones) -> one prepared row of job.lanes floats.
+    void (*prepare)(const Job& job, const float* x, float* prepared);
+
+    // y[t][i] = row i times prepared row t, for rows begin..end-1 and t < tile; tile is 1, 2 or 4.
+    void (*gemm)(const Job& job, const float* prepared, int64_t tile, int64_t begin, int64_t end, float* scratch,
+                 float* const* y);
+
+    // Rows begin..end-1 as out [end - begin, m]; `prepared` was made from ones. `scatter` gives column order.
+    void (*dequantize)(const Job& job, const float* prepared, bool scatter, int64_t begin, int64_t end, float* scratch,
+                       float* out);
+};
+
+constexpr int64_t kMaxTile = 4;  // rows of x that one pass over the planes serves
+constexpr int64_t kRowTile = 2;  // rows of the weight worked on at once
+
+extern const Kernels scalar_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#elif defined(__aarch64__)
+extern const Kernels neon_kernels;
+#endif
+
+// The one to run now.
+Status active_kernels(const Kernels** kernels);
+
+}  // namespace arb

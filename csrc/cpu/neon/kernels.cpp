@@ -1,0 +1,5 @@
+#include "vec.h"
+
+#include "../kernel.inc"
+
+const arb::Kernels arb::neon_kernels = {"neon", kWidth, prepare, gemm, dequantize};

@@ -1,0 +1,38 @@
+// Vectors of four floats: the ARMv8 baseline. A mask is a vector of all-ones or all-zeros lanes.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int kWidth = 4;
+using Floats = float32x4_t;
+using Mask = uint32x4_t;
+
+inline Floats zero() { return vdupq_n_f32(0.0f); }
+inline Floats broadcast(float value) { return vdupq_n_f32(value); }
+inline Floats load(const float* p) { return vld1q_f32(p); }
+inline void store(float* p, Floats v) { vst1q_f32(p, v); }
+inline Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
+inline Floats mul(Floats a, Floats b) { return vmulq_f32(a, b); }
+inline Floats mul_add(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+
+inline Mask mask(uint64_t bits) {
+    const uint32_t lanes[4] = {1, 2, 4, 8};
+    return vtstq_u32(vdupq_n_u32(static_cast<uint32_t>(bits)), vld1q_u32(lanes));
+}
+
+inline Floats blend(Mask m, Floats if_clear, Floats if_set) { return vbslq_f32(m, if_set, if_clear); }
+inline Floats negate_if_set(Mask m, Floats v) { return vbslq_f32(m, vnegq_f32(v), v); }
+inline float sum(Floats v) { return vaddvq_f32(v); }
+
+inline Floats load_halves(const unsigned char* p) {
+    uint16x4_t halves;
+    std::memcpy(&halves, p, sizeof halves);
+    return vcvt_f32_f16(vreinterpret_f16_u16(halves));
+}
+
+}  // namespace

@@ -1,0 +1,19 @@
+// Checks a PackedView and cuts it into runs. After make_plan returns ok, no content of any buffer can lead a kernel
+// outside its bounds.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace arb {
+
+struct Plan {
+    Job job{};
+    std::vector<Run> runs;
+};
+
+// `width` is the vector width of the kernels that will run. `plan.job` points into `plan` and `weight`.
+Status make_plan(const PackedView& weight, int64_t width, Plan& plan);
+
+}  // namespace arb

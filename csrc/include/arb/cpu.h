@@ -1,0 +1,23 @@
+// Which instruction set runs. The best one that both processor and operating system support is taken, unless the
+// environment variable ARBLLM_FORCE_ISA or set_isa names another.
+#pragma once
+
+#include "arb/packed.h"
+
+namespace arb {
+
+struct IsaInfo {
+    const char* name;
+    bool available;
+};
+
+// The instruction sets of this build, best first. Returns how many; `infos` (may be null) receives up to `capacity`.
+int list_isas(IsaInfo* infos, int capacity);
+
+// Run `name` from now on; null goes back to ARBLLM_FORCE_ISA or the best. Affects the whole process.
+Status set_isa(const char* name);
+
+// The instruction set that the next call will use.
+Status active_isa(const char** name);
+
+}  // namespace arb
