@@ -1,0 +1,210 @@
+"""linear and ARBLinear: y = x W^T + bias with W a PackedWeight, in place of torch.nn.functional.linear and nn.Linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+from .ops import check_device, layout_sizes, packed_args
+from .packed import PARTS, Layout, PackedWeight, block_counts, storage_order, unpack_bits
+
+X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DERIVED = ("order", "counts")
+
+
+def linear(x: Tensor, pw: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """x times the transposed packed weight, plus bias.
+
+    Args:
+        x: [..., m], float32, bfloat16 or float16; computed in float32. Gradients flow to x.
+        pw: packed [n, m] weight on the device of x.
+        bias: [n] or None.
+
+    Returns:
+        [..., n] in the dtype of x.
+
+    Raises:
+        InputError: wrong last dimension, dtype or device; the message says which.
+    """
+    _check_input(x, pw.layout, pw.sign.device)
+    return _add_bias(torch.ops.arb.linear(x, *packed_args(pw)), bias)
+
+
+class ARBLinear(nn.Module):
+    """nn.Linear with a binarized weight, for inference; gradients flow to x only.
+
+    The buffers are the parts of the PackedWeight under their own names. Their dtypes belong to the format, so
+    `.half()`, `.to(dtype)` and the like convert the bias alone; `.to(device)` moves everything.
+
+    Args:
+        pw: the weight, used as it is (not copied), e.g. views of a memory-mapped file.
+        bias: [n] or None; becomes a Parameter that requires no gradient.
+    """
+
+    layout: Layout
+    bias: nn.Parameter | None
+
+    def __init__(self, pw: PackedWeight, bias: Tensor | None = None) -> None:
+        super().__init__()
+        if bias is not None and tuple(bias.shape) != (pw.layout.rows,):
+            raise InputError(f"ARBLinear: bias {list(bias.shape)} does not fit {pw.layout.rows} rows")
+        self.layout = pw.layout
+        self._sizes = layout_sizes(pw.layout)
+        parts = pw.tensors()
+        for name in PARTS:
+            self.register_buffer(name, parts.get(name))
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
+        for name in DERIVED:
+            self.register_buffer(name, None, persistent=False)
+        self.refresh()
+
+    @classmethod
+    def empty(
+        cls,
+        layout: Layout,
+        salient_columns: int,
+        *,
+        mean: bool,
+        col_scale: bool,
+        scale_dtype: torch.dtype = torch.float16,
+        bias_dtype: torch.dtype | None = None,
+        device: torch.device | str = "meta",
+    ) -> ARBLinear:
+        """A layer of the right shapes and unset content, to be filled by load_state_dict (`assign=True` on meta).
+
+        `salient_columns` is C of packed.py; `bias_dtype` None means no bias.
+        """
+
+        def words(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        def scales(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=scale_dtype, device=device)
+
+        lay, second_scales = layout, col_scale and layout.salient_order == 2
+        pw = PackedWeight(
+            layout=lay,
+            sign=words(lay.rows, lay.words),
+            group=words(lay.rows, lay.group_bits, lay.words),
+            second=words(lay.second_words(salient_columns)),
+            salient=words(lay.words),
+            row_scale=scales(lay.rows, lay.blocks, lay.scales_per_block),
+            mean=scales(lay.rows, lay.blocks, lay.zones) if mean else None,
+            col_scale=scales(lay.groups, lay.cols) if col_scale else None,
+            col_scale2=scales(lay.salient_groups, salient_columns) if second_scales else None,
+        )
+        return cls(pw, None if bias_dtype is None else torch.zeros(lay.rows, dtype=bias_dtype, device=device))
+
+    @property
+    def in_features(self) -> int:
+        return self.layout.cols
+
+    @property
+    def out_features(self) -> int:
+        return self.layout.rows
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The weight, sharing memory with the buffers."""
+        return PackedWeight(layout=self.layout, **{name: self._buffers[name] for name in PARTS})  # type: ignore[arg-type]
+
+    def refresh(self) -> None:
+        """Derive `order` and `counts` from the column bitmap. Call it after writing to `salient` by hand."""
+        mask = unpack_bits(self._part("salient"), self.layout.cols)
+        self._buffers["order"] = storage_order(mask, self.layout.block_size)
+        self._buffers["counts"] = block_counts(mask, self.layout.block_size)
+
+    def dequantize(self) -> Tensor:
+        """The dense weight, float32 [n, m]."""
+        check_device("ARBLinear.dequantize", self._part("sign").device)
+        dense: Tensor = torch.ops.arb.dequantize(*self._packed_args())
+        return dense
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., m] -> [..., n] in the dtype of x. Raises InputError as `linear` does."""
+        args = self._packed_args()
+        _check_input(x, self.layout, args[0].device)
+        return _add_bias(torch.ops.arb.linear(x, *args), self.bias)
+
+    def extra_repr(self) -> str:
+        packed = self.packed
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"method={self.layout.method}, block_size={self.layout.block_size}, groups={self.layout.groups}, "
+            f"bits_per_weight={packed.bits_per_weight:.3f}"
+        )
+
+    def _part(self, name: str) -> Tensor:
+        t = self._buffers[name]
+        assert t is not None, f"buffer {name} is always there"
+        return t
+
+    def _packed_args(self) -> tuple[Any, ...]:
+        # Straight from the dictionary: nn.Module.__getattr__ ten times costs more than a small layer's arithmetic.
+        b = self._buffers
+        return (
+            b["sign"],
+            b["group"],
+            b["second"],
+            b["row_scale"],
+            b["mean"],
+            b["col_scale"],
+            b["col_scale2"],
+            b["order"],
+            b["counts"],
+            self._sizes,
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ARBLinear:
+        # Conversions change floating-point tensors only, so the scales pass through as integers of their width.
+        dtypes = {name: t.dtype for name, t in self._buffers.items() if t is not None}
+        integers = {torch.float16: torch.int16, torch.float32: torch.int32}
+        for name, dtype in dtypes.items():
+            self._buffers[name] = self._part(name).view(integers.get(dtype, dtype))
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            for name, dtype in dtypes.items():
+                self._buffers[name] = self._part(name).view(dtype)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in PARTS:
+            found, own = state_dict.get(prefix + name), self._buffers[name]
+            if found is not None and own is not None and found.dtype != own.dtype:
+                error_msgs.append(f"{prefix}{name}: {found.dtype} in the state dict, {own.dtype} in this layer")
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self.refresh()
+
+
+def _check_input(x: Tensor, layout: Layout, device: torch.device) -> None:
+    if x.dim() == 0 or x.shape[-1] != layout.cols:
+        raise InputError(
+            f"x {list(x.shape)} times a packed weight [{layout.rows}, {layout.cols}]: the last dimension of x must be "
+            f"{layout.cols}"
+        )
+    if x.dtype not in X_DTYPES:
+        raise InputError(f"x is {x.dtype}: a packed weight takes float32, bfloat16 or float16; convert x first")
+    if x.device != device:
+        raise InputError(f"x is on {x.device}, the packed weight on {device}: move one of them")
+    check_device("arb.linear", device)
+
+
+def _add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias.to(y.dtype)

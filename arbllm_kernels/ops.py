@@ -1,0 +1,206 @@
+"""torch.library ops on packed weights: arb::linear, arb::linear_input_grad, arb::dequantize.
+
+The ops take the parts of a PackedWeight as flat arguments (see `packed_args`), so that torch.compile, autograd and
+opcheck see plain tensors. n = rows, m = cols of the weight W. Their oracle is PackedWeight.dequantize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .native import extension
+from .packed import Layout, PackedWeight
+
+# From this many rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernel, whose work grows with
+# every row (bench/gemv.py --threshold measures it).
+DENSE_BATCH = 16
+TILE_WEIGHTS = 1 << 21  # weights per dequantized tile: 8 MB of float32, which stay in the last-level cache
+
+PACKED_SCHEMA = (
+    "Tensor sign, Tensor group, Tensor second, Tensor row_scale, Tensor? mean, Tensor? col_scale, "
+    "Tensor? col_scale2, Tensor order, Tensor counts, int[] sizes"
+)
+PackedArgs = tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor, Sequence[int]
+]
+
+
+def layout_sizes(layout: Layout) -> list[int]:
+    """The `sizes` argument of the ops."""
+    return [
+        layout.rows,
+        layout.cols,
+        layout.block_size,
+        layout.groups,
+        layout.salient_groups,
+        layout.salient_order,
+        layout.exponent,
+    ]
+
+
+def packed_args(pw: PackedWeight) -> PackedArgs:
+    """A PackedWeight as the trailing arguments of every op: its parts, column order, salient counts and sizes."""
+    return (
+        pw.sign,
+        pw.group,
+        pw.second,
+        pw.row_scale,
+        pw.mean,
+        pw.col_scale,
+        pw.col_scale2,
+        pw.order,
+        pw.salient_counts,
+        layout_sizes(pw.layout),
+    )
+
+
+# ---- CPU
+
+
+def _view(args: PackedArgs) -> Any:
+    """The native view of a packed weight. The caller keeps the tensors alive while it is used."""
+    sign, group, second, row_scale, mean, col_scale, col_scale2, order, counts, sizes = args
+    flat = [*sizes, row_scale.dtype == torch.float16]
+    for t in (sign, group, second, row_scale, mean, col_scale, col_scale2, order, counts):
+        if t is None:
+            flat += (0, 0)
+        else:
+            flat += (t.data_ptr(), t.numel())
+    return extension.PackedView(*flat)
+
+
+def _as_rows(x: Tensor, columns: int) -> Tensor:
+    """x [..., columns] as contiguous float32 [batch, columns]."""
+    if x.shape[-1] != columns:
+        raise InputError(f"packed weight times {list(x.shape)}: the last dimension must be {columns}")
+    return x.reshape(-1, columns).to(torch.float32).contiguous()
+
+
+def _tiles(rows: int, cols: int) -> list[tuple[int, int]]:
+    step = max(1, TILE_WEIGHTS // cols)
+    return [(r, min(r + step, rows)) for r in range(0, rows, step)]
+
+
+def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
+    rows, cols = args[-1][0], args[-1][1]
+    view, threads = _view(args), torch.get_num_threads()
+    flat = _as_rows(x, cols)
+    y = torch.empty(flat.shape[0], rows, dtype=torch.float32)
+    if flat.shape[0] < DENSE_BATCH:
+        extension.gemm(view, flat.data_ptr(), flat.shape[0], y.data_ptr(), threads)
+    else:
+        # Tiles are dequantized in storage order, which needs no scatter; the columns of x are permuted once instead.
+        stored = flat.index_select(1, args[-3])
+        for first, last in _tiles(rows, cols):
+            tile = torch.empty(last - first, cols, dtype=torch.float32)
+            extension.dequantize(view, first, last, True, tile.data_ptr(), threads)
+            torch.mm(stored, tile.t(), out=y[:, first:last])
+    return y.to(x.dtype).view(*x.shape[:-1], rows)
+
+
+def _linear_input_grad_cpu(dy: Tensor, *args: Any) -> Tensor:
+    rows, cols = args[-1][0], args[-1][1]
+    view, threads = _view(args), torch.get_num_threads()
+    flat = _as_rows(dy, rows)
+    stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32)
+    for first, last in _tiles(rows, cols):
+        tile = torch.empty(last - first, cols, dtype=torch.float32)
+        extension.dequantize(view, first, last, True, tile.data_ptr(), threads)
+        stored.addmm_(flat[:, first:last], tile)
+    dx = torch.empty_like(stored).index_copy_(1, args[-3].long(), stored)
+    return dx.to(dy.dtype).view(*dy.shape[:-1], cols)
+
+
+def _dequantize_cpu(*args: Any) -> Tensor:
+    rows, cols = args[-1][0], args[-1][1]
+    dense = torch.empty(rows, cols, dtype=torch.float32)
+    extension.dequantize(_view(args), 0, rows, False, dense.data_ptr(), torch.get_num_threads())
+    return dense
+
+
+# The one table of implementations, by device type: (linear, linear_input_grad, dequantize).
+IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "cpu": (_linear_cpu, _linear_input_grad_cpu, _dequantize_cpu),
+}
+
+
+def check_device(what: str, device: torch.device) -> None:
+    """Raise InputError where no kernel exists for the device. The meta device passes: nothing is computed there."""
+    if device.type not in IMPLEMENTATIONS and device.type != "meta":
+        raise InputError(
+            f"{what}: no kernel for device {device} in this build, which has kernels for: "
+            f"{', '.join(IMPLEMENTATIONS)}. Move the model and its inputs to the CPU, or use PackedWeight.dequantize() "
+            "with torch.nn.functional.linear"
+        )
+
+
+# ---- fake implementations: shapes and dtypes only
+
+
+def _linear_fake(x: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], args[-1][0])
+
+
+def _linear_input_grad_fake(dy: Tensor, *args: Any) -> Tensor:
+    return dy.new_empty(*dy.shape[:-1], args[-1][1])
+
+
+def _dequantize_fake(sign: Tensor, *args: Any) -> Tensor:
+    return sign.new_empty(args[-1][0], args[-1][1], dtype=torch.float32)
+
+
+# ---- autograd: both are linear in their first argument, and each is the gradient of the other
+
+
+def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:-1])
+    ctx.sizes = inputs[-1]
+
+
+def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    dx = torch.ops.arb.linear_input_grad(dy, *ctx.saved_tensors, ctx.sizes) if ctx.needs_input_grad[0] else None
+    return (dx, *[None] * 10)
+
+
+def _linear_input_grad_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
+    ddy = torch.ops.arb.linear(ddx, *ctx.saved_tensors, ctx.sizes) if ctx.needs_input_grad[0] else None
+    return (ddy, *[None] * 10)
+
+
+# ---- registration: Library.define/impl, which costs less per call than torch.library.custom_op (bench/gemv.py)
+
+_LIBRARY = torch.library.Library("arb", "DEF")
+_FAKES = {"linear": _linear_fake, "linear_input_grad": _linear_input_grad_fake, "dequantize": _dequantize_fake}
+_UNSUPPORTED_KEYS = ("CUDA", "MPS", "XPU")
+
+
+def _unsupported(name: str) -> Callable[..., Tensor]:
+    def refuse(*args: Any) -> Tensor:
+        check_device(f"arb::{name}", args[0].device)
+        raise InputError(f"arb::{name}: {args[0].device} tensors reached a kernel of another device")
+
+    return refuse
+
+
+def _register() -> None:
+    _LIBRARY.define(f"linear(Tensor x, {PACKED_SCHEMA}) -> Tensor")
+    _LIBRARY.define(f"linear_input_grad(Tensor dy, {PACKED_SCHEMA}) -> Tensor")
+    _LIBRARY.define(f"dequantize({PACKED_SCHEMA}) -> Tensor")
+    for position, (name, fake) in enumerate(_FAKES.items()):
+        for device, functions in IMPLEMENTATIONS.items():
+            _LIBRARY.impl(name, functions[position], device.upper())
+        for key in _UNSUPPORTED_KEYS:
+            _LIBRARY.impl(name, _unsupported(name), key)
+        torch.library.register_fake(f"arb::{name}", fake, lib=_LIBRARY)
+    torch.library.register_autograd("arb::linear", _linear_backward, setup_context=_save_packed, lib=_LIBRARY)
+    torch.library.register_autograd(
+        "arb::linear_input_grad", _linear_input_grad_backward, setup_context=_save_packed, lib=_LIBRARY
+    )
+
+
+_register()

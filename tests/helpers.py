@@ -1,0 +1,72 @@
+"""random_packed: packed weights of any shape, built the way the solver builds them (Block -> PackedWeight)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from arbllm_kernels.block import Block
+from arbllm_kernels.packed import Layout, PackedWeight
+
+
+def random_packed(
+    rows: int,
+    cols: int,
+    block_size: int = 128,
+    *,
+    groups: int = 2,
+    salient_groups: int | None = None,
+    salient_order: int = 2,
+    mean: bool = False,
+    col_scale: bool = True,
+    dtype: torch.dtype = torch.float16,
+    exponent: int = 0,
+    salient: float | None = None,
+    zero: bool = False,
+    seed: int = 0,
+) -> PackedWeight:
+    """A PackedWeight of random bits and scales.
+
+    `salient` is the share of salient columns per block (None: up to 40 %, another count in each block). Scales lie in
+    0.5 .. 1.5, means in -0.5 .. 0.5; `zero` makes all of them zero.
+    """
+    g = torch.Generator().manual_seed(seed)
+    layout = Layout(
+        rows=rows,
+        cols=cols,
+        block_size=block_size,
+        groups=groups,
+        salient_groups=groups if salient_groups is None else salient_groups,
+        salient_order=salient_order,
+        exponent=exponent,
+        method="arb-rc" if col_scale else "arb",
+    )
+
+    def scales(*shape: int, offset: float = 0.5) -> Tensor:
+        return ((torch.rand(*shape, generator=g) + offset) * (0.0 if zero else 1.0)).to(dtype)
+
+    def bits(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=g) > 0.5
+
+    blocks = []
+    for start in range(0, cols, block_size):
+        k = min(block_size, cols - start)
+        most = int(0.4 * k) + 1
+        count = int(torch.randint(0, most + 1, (1,), generator=g)) if salient is None else round(salient * k)
+        mask = torch.zeros(k, dtype=torch.bool)
+        mask[torch.randperm(k, generator=g)[: min(count, k)]] = True
+        order2 = salient_order == 2
+        blocks.append(
+            Block(
+                salient=mask,
+                group=torch.randint(0, groups, (rows, k), generator=g),
+                sign=bits(rows, k),
+                second=bits(rows, k) if order2 else None,
+                row_scale=scales(rows, layout.scales_per_block),
+                mean=scales(rows, layout.zones, offset=-0.5) if mean else None,
+                col_scale=scales(groups, k) if col_scale else None,
+                col_scale2=scales(layout.salient_groups, k) if col_scale and order2 else None,
+                salient_groups=layout.salient_groups,
+            )
+        )
+    return PackedWeight.from_blocks(blocks, layout)
