@@ -1,0 +1,199 @@
+"""Perplexity and text generation, for dense and packed models alike."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .calibration import read_text, tokenize
+from .errors import CalibrationError, InputError
+from .models import context_length, vocab_size
+
+CHUNK = 128  # positions whose logits are float32 at the same time
+DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@torch.no_grad()
+def perplexity(
+    model: nn.Module,
+    ids: Tensor,
+    seqlen: int,
+    *,
+    windows: int | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> float:
+    """exp of the mean, over consecutive windows, of each window's mean cross-entropy over its seqlen - 1 targets.
+
+    Args:
+        model: a causal LM; put into eval mode.
+        ids: int64 [L] or [1, L]; the tail that fills no window is left out.
+        seqlen: tokens per window, at least 2.
+        windows: use the first so many windows; None: all.
+        progress: called after each window with (windows done, windows in all, perplexity so far).
+
+    Raises:
+        InputError: wrong ids, too few tokens, a window longer than the model's context.
+    """
+    ids = _check(model, ids, seqlen)
+    count = len(ids) // seqlen
+    if windows is not None:
+        if not 1 <= windows <= count:
+            raise InputError(f"windows = {windows}: {len(ids)} tokens make 1..{count} windows of {seqlen}")
+        count = windows
+    model.eval()
+    device = next(iter(model.state_dict().values())).device
+    total = 0.0
+    for i in range(count):
+        window = ids[i * seqlen : (i + 1) * seqlen].to(device)
+        total += _cross_entropy(model(input_ids=window[None], use_cache=False).logits[0], window)
+        if progress is not None:
+            progress(i + 1, count, math.exp(min(total / (i + 1), 700.0)))
+    return math.exp(min(total / count, 700.0))
+
+
+def text_ids(path: str | Path, tokenizer: Any) -> Tensor:
+    """Token ids of a whole text file (or .jsonl, .parquet), without special tokens, int64 [L].
+
+    Raises:
+        CalibrationError: missing, empty or unreadable.
+    """
+    return tokenize(read_text(path), tokenizer)
+
+
+def load_any(source: str | Path, dtype: str = "auto") -> tuple[nn.Module, Any]:
+    """(model, tokenizer or None) from an `.arb` file, a `.gguf` file, a Hugging Face folder or hub id, in eval mode.
+
+    Args:
+        dtype: "fp32", "bf16", "fp16", or "auto": what the file holds (GGUF: float32), but fp16 becomes float32 on a
+            machine without CUDA, where half precision saves nothing and is slow.
+
+    Raises:
+        InputError, FormatError, UnsupportedModelError: see `container.load` and `checkpoints.open_checkpoint`.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
+    wanted = DTYPES[dtype]
+    path = Path(source).expanduser()
+    if path.suffix == ".arb":
+        from .container import load
+
+        if wanted is None and not torch.cuda.is_available():
+            wanted = torch.float32
+        return load(path, dtype=wanted)
+    from .checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(source)
+    if wanted is None:
+        half = checkpoint.dtype == torch.float16 and not torch.cuda.is_available()
+        wanted = torch.float32 if half else checkpoint.dtype
+    return checkpoint.materialize(wanted), checkpoint.tokenizer()
+
+
+def generate_stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    *,
+    chat: bool = False,
+) -> Iterator[str]:
+    """Write text after `prompt`, piece by piece, until the model ends it or `max_new_tokens` are written.
+
+    Args:
+        temperature: 0 takes the likeliest token, otherwise tokens are sampled with `seed`.
+        chat: send the prompt as a user message through the tokenizer's chat template, where it has one.
+
+    Raises:
+        InputError: empty prompt, a bad number, a prompt longer than the context; or what the model itself raises.
+    """
+    if max_new_tokens < 1 or not 0.0 <= temperature < math.inf:
+        raise InputError(f"max_new_tokens = {max_new_tokens}, temperature = {temperature}: need >= 1 and >= 0")
+    inputs = _prompt_ids(tokenizer, prompt, chat)
+    limit = context_length(model)
+    if limit is not None and inputs["input_ids"].shape[1] >= limit:
+        raise InputError(f"the prompt is {inputs['input_ids'].shape[1]} tokens, the model's context {limit}")
+    return _stream(model, tokenizer, inputs, max_new_tokens, temperature, seed)
+
+
+def _stream(
+    model: Any, tokenizer: Any, inputs: dict[str, Tensor], max_new_tokens: int, temperature: float, seed: int
+) -> Iterator[str]:
+    from transformers import TextIteratorStreamer
+
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    # temperature alone: a checkpoint's own top-k and top-p would change what it means
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    failure: list[BaseException] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model.generate(
+                    **{name: t.to(model.device) for name, t in inputs.items()},
+                    streamer=streamer,
+                    max_new_tokens=max_new_tokens,
+                    stopping_criteria=[lambda ids, _scores: torch.full((len(ids),), stop.is_set(), device=ids.device)],
+                    **({"do_sample": False} | sampling),
+                )
+        except BaseException as error:  # handed to the caller's thread below
+            failure.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield from (piece for piece in streamer if piece)
+    finally:
+        stop.set()  # the caller may have stopped reading
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> dict[str, Tensor]:
+    if chat and getattr(tokenizer, "chat_template", None):
+        message = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        encoded = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    else:
+        encoded = tokenizer(prompt, return_tensors="pt")
+    if encoded["input_ids"].shape[1] == 0:
+        raise InputError("the prompt is empty")
+    return {name: encoded[name].long() for name in ("input_ids", "attention_mask")}
+
+
+def _cross_entropy(logits: Tensor, ids: Tensor) -> float:
+    """Mean over positions; logits [T, vocab] predict ids [T] one step ahead. Float32 in chunks, summed in float64."""
+    targets, total = ids[1:], 0.0
+    for start in range(0, len(targets), CHUNK):
+        stop = min(start + CHUNK, len(targets))
+        total += float(F.cross_entropy(logits[start:stop].float(), targets[start:stop], reduction="sum").double())
+    return total / len(targets)
+
+
+def _check(model: nn.Module, ids: Any, seqlen: int) -> Tensor:
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() not in (1, 2):
+        got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError(f"ids are {got}: must be an int64 tensor [L] or [1, L]")
+    if ids.dim() == 2 and len(ids) != 1:
+        raise InputError(f"ids {list(ids.shape)}: only one sequence, [L] or [1, L]")
+    ids = ids.reshape(-1)
+    limit, vocab = context_length(model), vocab_size(model)
+    if seqlen < 2 or (limit is not None and seqlen > limit):
+        raise InputError(f"seqlen = {seqlen}: must be 2..{limit if limit is not None else 'any'}")
+    if len(ids) < seqlen:
+        raise CalibrationError(f"{len(ids)} tokens do not fill one window of {seqlen}")
+    if int(ids.min()) < 0 or (vocab is not None and int(ids.max()) >= vocab):
+        raise InputError(f"token ids span {int(ids.min())}..{int(ids.max())}, the model knows 0..{vocab or '?'} - 1")
+    return ids

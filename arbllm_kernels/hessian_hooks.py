@@ -1,0 +1,112 @@
+"""Hessians of a layer's linears, H = (2/N) sum x x^T over all tokens of N sequences (GPTQ; algorithm notes in methods/).
+
+Linears fed by the same tensor (q/k/v, gate/up) have the same H: it is summed once and factorized once. Which linears
+share is observed, not assumed: the sums are kept per set of linears that met in one tensor.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UnsupportedModelError
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SharedInput:
+    """Linears with the same input.
+
+    names: the linears. H: raw Hessian, float32 [m, m]; the identity where no token arrived. tokens: how many did.
+    """
+
+    names: list[str]
+    H: Tensor
+    tokens: int
+
+
+@dataclass(eq=False)
+class _Seen:
+    tensor: Tensor
+    version: int
+    names: list[str]
+
+
+class HessianCollector:
+    """Sums x x^T of the inputs of `linears` while samples run through their layer.
+
+    Use as a context manager and call `end_sample` after every forward pass. `seconds` is the time spent summing.
+    """
+
+    def __init__(self, linears: dict[str, nn.Linear]) -> None:
+        self._linears = linears
+        self._seen: dict[int, _Seen] = {}
+        self._sums: dict[Key, Tensor] = {}
+        self._tokens: dict[Key, int] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._samples = 0
+        self.seconds = 0.0
+
+    def __enter__(self) -> HessianCollector:
+        for name, linear in self._linears.items():
+            self._handles.append(linear.register_forward_pre_hook(self._make_hook(name)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._seen.clear()
+
+    def end_sample(self) -> None:
+        """Add this sample's inputs to the sums.
+
+        Raises:
+            UnsupportedModelError: the layer changed a linear's input in place after using it.
+        """
+        start = time.perf_counter()
+        for seen in self._seen.values():
+            if seen.tensor._version != seen.version:
+                raise UnsupportedModelError(f"the input of {seen.names[0]} is changed in place after the linear read it")
+            x = seen.tensor.reshape(-1, seen.tensor.shape[-1]).float()
+            key = tuple(seen.names)
+            if key not in self._sums:
+                self._sums[key] = x.new_zeros(x.shape[1], x.shape[1])
+                self._tokens[key] = 0
+            self._sums[key].addmm_(x.t(), x)
+            self._tokens[key] += x.shape[0]
+        self._seen.clear()
+        self._samples += 1
+        self.seconds += time.perf_counter() - start
+
+    def shared_inputs(self) -> list[SharedInput]:
+        """One entry per distinct input, in the order of the linears. The sums are handed over: call it once."""
+        groups: dict[tuple[Key, ...], list[str]] = {}
+        for name in self._linears:
+            keys = tuple(key for key in self._sums if name in key)
+            # linears that saw nothing share nothing: they may differ in width
+            groups.setdefault(keys or ((name,),), []).append(name)
+        result = []
+        for keys, names in groups.items():
+            tokens = sum(self._tokens.get(key, 0) for key in keys)
+            if tokens == 0:
+                weight = self._linears[names[0]].weight
+                H = torch.eye(weight.shape[1], device=weight.device)
+            else:
+                H = sum((self._sums[key] for key in keys[1:]), start=self._sums[keys[0]]) * (2.0 / self._samples)
+            result.append(SharedInput(names, H, tokens))
+        self._sums.clear()
+        return result
+
+    def _make_hook(self, name: str):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            # holding the tensor keeps its id from being reused within the sample
+            seen = self._seen.setdefault(id(x), _Seen(x, x._version, []))
+            if name not in seen.names:
+                seen.names.append(name)
+
+        return hook

@@ -1,0 +1,189 @@
+"""Layer after layer: collect Hessians, quantize every linear, recompute the outputs (paper section 4.1; as in GPTQ, BiLLM).
+
+All linears of a layer are quantized from inputs of the layer with its own dense weights, whose predecessors are quantized
+already; then the outputs are recomputed with the quantized weights and feed the next layer. One sample at a time, always in
+float32, so that a run gives the same bits wherever its weights come from (memory, file, a resumed run).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .capture import Captured, capture
+from .config import QuantConfig
+from .errors import InputError
+from .hessian_hooks import HessianCollector, SharedInput
+from .methods import hessian_factor, solve
+from .models import layer_linears
+from .packed import PackedWeight
+from .progress import LinearRecord, Report, Seconds
+
+LayerResult = tuple[dict[str, PackedWeight], list[LinearRecord]]
+
+
+class LayerStore(Protocol):
+    """Where the loop gets layers from and leaves results. In memory and streaming differ in this only."""
+
+    model: nn.Module
+    name: str
+    layers: nn.ModuleList
+
+    def outer(self) -> None:
+        """Make everything around the layers (embeddings, norms) ready to run in float32."""
+
+    def outer_done(self) -> None:
+        """Undo `outer`: from here on only layers run."""
+
+    def open(self, index: int) -> nn.Module:
+        """Layer `index` with dense float32 weights; does nothing if it is open already."""
+
+    def finished(self, index: int) -> LayerResult | None:
+        """The result of an earlier run for this layer, if there is one."""
+
+    def keep(self, index: int, result: LayerResult) -> None:
+        """Store a new result."""
+
+    def close(self, index: int, packed: dict[str, PackedWeight]) -> None:
+        """The layer is not needed dense any more."""
+
+
+@torch.no_grad()
+def quantize_layers(store: LayerStore, ids: Tensor, cfg: QuantConfig, skip: Sequence[str], report: Report) -> None:
+    """Quantize every layer of `store` in order.
+
+    Args:
+        ids: int64 [samples, T], checked already.
+        skip: patterns of full linear names that stay dense.
+
+    Raises:
+        InputError, UnsupportedModelError: see methods and capture.
+    """
+    captured = _capture(store, ids, report)
+    linears = [layer_linears(layer, f"{store.name}.{i}", skip) for i, layer in enumerate(store.layers)]
+    total = sum(module.in_features * module.out_features for layer in linears for module in layer.values())
+    unseen: list[str] = []
+    with report.bar(cfg.label, total):
+        for index in range(len(store.layers)):
+            with _timed(report.seconds, "forward"):
+                layer = store.open(index)
+            result = store.finished(index)
+            if result is None:
+                result = _quantize_layer(store, index, layer, captured, cfg, linears[index], report)
+                with _timed(report.seconds, "store"):
+                    store.keep(index, result)
+            packed, records = result
+            unseen += [record.name for record in records if record.tokens == 0]
+            with _timed(report.seconds, "forward"):
+                for name, weight in packed.items():
+                    linears[index][name].weight.data = weight.dequantize()
+                if index + 1 < len(store.layers):
+                    _advance(layer, index, captured)
+            report.layer_done(index, len(store.layers), records)
+            store.close(index, packed)
+    if unseen:
+        text = f"{len(unseen)} linears saw no calibration token (such as {unseen[0]}); H = identity was used for them"
+        report.note(text + ". More calibration samples would reach them.")
+        warnings.warn(text, stacklevel=3)
+
+
+def _capture(store: LayerStore, ids: Tensor, report: Report) -> Captured:
+    with _timed(report.seconds, "forward"), report.bar("embedding calibration text", len(ids)):
+        store.outer()
+        try:
+            store.open(0)
+            return capture(store.model, store.layers, ids, report.advance)
+        finally:
+            store.outer_done()
+
+
+def _quantize_layer(
+    store: LayerStore,
+    index: int,
+    layer: nn.Module,
+    captured: Captured,
+    cfg: QuantConfig,
+    linears: dict[str, nn.Linear],
+    report: Report,
+) -> LayerResult:
+    seconds, prefix = report.seconds, f"{store.name}.{index}"
+    packed: dict[str, PackedWeight] = {}
+    records: dict[str, LinearRecord] = {}
+    for shared in _collect(layer, index, captured, linears, seconds):
+        with _timed(seconds, "factor"), _naming(f"{prefix}.{shared.names[0]}"):
+            factor = hessian_factor(shared.H, cfg.damp)
+        S = shared.H / 2 if cfg.method == "arb-x" else None
+        for name in shared.names:
+            full = f"{prefix}.{name}"
+            weight = linears[name].weight.data
+            start = time.perf_counter()
+            with _naming(full):
+                packed[name], loss = solve(weight, factor, cfg, S)
+            elapsed = time.perf_counter() - start
+            seconds.solve += elapsed
+            records[name] = _record(full, weight, packed[name], shared, loss, elapsed)
+            report.advance(weight.numel(), f"{cfg.label} {full}")
+    return {name: packed[name] for name in linears}, [records[name] for name in linears]
+
+
+def _collect(
+    layer: nn.Module, index: int, captured: Captured, linears: dict[str, nn.Linear], seconds: Seconds
+) -> Iterator[SharedInput]:
+    """Run all samples through the dense layer; give the Hessians one by one, so that each can be freed."""
+    start = time.perf_counter()
+    with HessianCollector(linears) as collector:
+        for hidden, calls in zip(captured.hidden, captured.calls, strict=True):
+            calls[index].run(layer, hidden)
+            collector.end_sample()
+    seconds.hessian += collector.seconds
+    seconds.forward += time.perf_counter() - start - collector.seconds
+    inputs = collector.shared_inputs()
+    while inputs:
+        yield inputs.pop(0)
+
+
+def _advance(layer: nn.Module, index: int, captured: Captured) -> None:
+    """Replace every sample's hidden states by the layer's output."""
+    for s, (hidden, calls) in enumerate(zip(captured.hidden, captured.calls, strict=True)):
+        captured.hidden[s] = calls[index].run(layer, hidden)
+
+
+def _record(
+    name: str, weight: Tensor, packed: PackedWeight, shared: SharedInput, loss: float, seconds: float
+) -> LinearRecord:
+    residual = weight - packed.dequantize()
+    error = float(((residual @ shared.H) * residual).sum())
+    whole = float(((weight @ shared.H) * weight).sum())
+    return LinearRecord(
+        name=name,
+        rows=packed.layout.rows,
+        cols=packed.layout.cols,
+        loss=loss,
+        error=error / whole if whole > 0 else 0.0,
+        tokens=shared.tokens,
+        salient_columns=packed.salient_columns,
+        bits_per_weight=packed.bits_per_weight,
+        seconds=seconds,
+    )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Put the linear's name before the message of an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+@contextmanager
+def _timed(seconds: Seconds, part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    setattr(seconds, part, getattr(seconds, part) + time.perf_counter() - start)
