@@ -29,6 +29,7 @@ from .skeleton import BUILD_ERRORS, Builder, brief, read_config
 
 __all__ = ["Header", "Report", "inspect", "load", "read_header", "read_packed", "save", "verify", "write"]
 
+RUN_KEYS = ("attn_implementation", "experts_implementation")
 SPARE_BUFFERS = 64 << 20  # bytes of non-stored buffers a model may have beyond the file's own size
 
 
@@ -102,11 +103,10 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _portable_config(values: Any) -> Any:
-    """Without keys that describe this machine or this run; transformers marks them by an underscore."""
+    """A config without what belongs to this machine or this run: keys with an underscore, choices of kernels."""
     if isinstance(values, dict):
-        return {
-            k: _portable_config(v) for k, v in values.items() if not k.startswith("_") and k != "attn_implementation"
-        }
+        kept = {k: v for k, v in values.items() if not k.startswith("_") and k not in RUN_KEYS}
+        return {k: _portable_config(v) for k, v in kept.items()}
     return [_portable_config(v) for v in values] if isinstance(values, list) else values
 
 

@@ -46,7 +46,7 @@ SPARE_COUNT = 1024  # modules, parameters or list items allowed beyond what the 
 
 def read_config(archive: Archive, trust_remote_code: bool) -> Any:
     """The transformers config, after refusing what would run code or loop for ever."""
-    from transformers import AutoConfig, PreTrainedConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     most = len(archive.table) + SPARE_COUNT
     for key, value in _walk(archive.header.config):
@@ -64,7 +64,7 @@ def read_config(archive: Archive, trust_remote_code: bool) -> Any:
             )
         except BUILD_ERRORS as error:
             raise FormatError(f"{archive.path}: its model config is not usable: {brief(error)}") from error
-    if not isinstance(config, PreTrainedConfig):
+    if not isinstance(config, PretrainedConfig):
         archive.fail("its model config is not usable")
     return config
 
