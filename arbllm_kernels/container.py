@@ -149,7 +149,8 @@ def load(
     """Rebuild a model and its tokenizer from an `.arb` file, in eval mode.
 
     On the CPU the tensors are views of the mapped file: nothing is read until it is used. Content is not verified
-    (see `verify`); sizes, dtypes and the header checksum are.
+    (see `verify`); sizes, dtypes and the header checksum are. As with every mapping, the file must not be cut or
+    overwritten in place while the model lives; replacing it, as `save` does, is safe.
 
     Args:
         dtype: floating-point type for dense tensors; None keeps what the file holds. Scales keep theirs.
@@ -302,7 +303,9 @@ def _read_tokenizer(archive: Archive, mapped: dict[str, Tensor], trust_remote_co
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
             )
-        except Exception as error:  # the tokenizers library raises plain Exception for a bad file
+        except BaseException as error:  # the tokenizers library raises plain Exception for a bad file, or panics
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise FormatError(f"{archive.path}: its tokenizer is not usable: {brief(error)}") from error
     tokenizer.name_or_path = archive.path
     return tokenizer
