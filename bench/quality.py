@@ -1,0 +1,130 @@
+"""The quality table of docs/measurements.md: perplexity against true bits, method by method, on a real model.
+
+    python bench/quality.py MODEL --calib brown.txt --text wikitext2.test.raw --out build/quality
+
+Each row quantizes MODEL through the same pipeline as `arbllm quantize`, loads the file it wrote, and measures that. The
+row's file is kept in OUT with a JSON record beside it, so an interrupted table goes on where it stopped. "formula" is
+the size by the counting formulas of docs/format.md, computed from shapes and salient counts alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+import arbllm_kernels as arb
+from arbllm_kernels.config import METHODS
+from arbllm_kernels.evaluate import load_any, perplexity, text_ids
+from arbllm_kernels.inspect import WeightReport, inspect
+from arbllm_kernels.pipeline import quantize_checkpoint
+
+console = Console(highlight=False, soft_wrap=True)
+FP32 = "fp32"
+
+
+def formula_bits(w: WeightReport, cgb: bool) -> float:
+    """Bits of one matrix by the closed formulas; c salient columns, n x m, block k, fp16 scales, two groups."""
+    (n, m), c = w.shape, w.salient_columns
+    per_block = -(-m // w.block_size) / m  # 1 / k, exactly, for a short last block too
+    if w.method == "arb-rc":
+        return 2 + c / m + (96 if cgb else 64) * per_block + (33 + 32 * c / m) / n
+    return 2 + (n * c + m) / (n * m) + (160 if cgb else 112) * per_block
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def measure(source: str, cfg: arb.QuantConfig, args: argparse.Namespace) -> dict:
+    """One row: quantize (unless the file is there), load, evaluate, count."""
+    name = cfg.method + (".cgb" if cfg.cgb else "")
+    out, record = args.out / f"{name}.arb", args.out / f"{name}.json"
+    if record.exists():
+        return json.loads(record.read_text())
+    start = time.perf_counter()
+    quantize_checkpoint(
+        source, out, cfg, str(args.calib), samples=args.samples, seqlen=args.seqlen, seed=0, resume=True, overwrite=True
+    )
+    seconds = time.perf_counter() - start
+    before, start = resident_mb(), time.perf_counter()
+    model, tokenizer = arb.load(out)
+    load_ms, load_mb = 1e3 * (time.perf_counter() - start), resident_mb() - before
+    model = model.float()
+    ids = text_ids(args.text, tokenizer)
+    report = inspect(out)
+    weights = sum(w.shape[0] * w.shape[1] for w in report.weights)
+    formula = sum(formula_bits(w, cfg.cgb) * w.shape[0] * w.shape[1] for w in report.weights) / weights
+    row = {
+        "method": cfg.label,
+        "perplexity": perplexity(model, ids, args.eval_seqlen, windows=args.windows),
+        "bits": report.bits_per_weight,
+        "formula_bits": formula,
+        "nominal_bits": report.nominal_bits_per_weight,
+        "salient": sum(w.salient_columns * w.shape[0] for w in report.weights)
+        / sum(w.shape[1] * w.shape[0] for w in report.weights),
+        "file_bytes": report.nbytes,
+        "file_bytes_on_disk": out.stat().st_size,
+        "quantize_seconds": seconds,
+        "load_ms": load_ms,
+        "load_mb": load_mb,
+    }
+    record.write_text(json.dumps(row, indent=1))
+    return row
+
+
+def fp32_row(source: str, args: argparse.Namespace) -> dict:
+    record = args.out / "fp32.json"
+    if not record.exists():
+        model, tokenizer = load_any(source, FP32)
+        value = perplexity(model, text_ids(args.text, tokenizer), args.eval_seqlen, windows=args.windows)
+        record.write_text(json.dumps({"method": FP32, "perplexity": value, "bits": 32.0}))
+    return json.loads(record.read_text())
+
+
+def print_table(rows: list[dict]) -> None:
+    print("| method | perplexity | true bits | by formula | nominal | salient | file MB | quantize s | load ms | load MB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for r in rows:
+        if r["method"] == FP32:
+            print(f"| fp32 | {r['perplexity']:.2f} | 32 | | | | | | | |")
+            continue
+        print(
+            f"| {r['method']} | {r['perplexity']:.1f} | {r['bits']:.3f} | {r['formula_bits']:.3f} | "
+            f"{r['nominal_bits']:.3f} | {r['salient']:.1%} | {r['file_bytes'] / 1e6:.1f} | "
+            f"{r['quantize_seconds']:.0f} | {r['load_ms']:.0f} | {r['load_mb']:.0f} |"
+        )
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model", help="Hugging Face folder or .gguf file")
+    p.add_argument("--calib", type=Path, required=True, help="calibration text file")
+    p.add_argument("--text", type=Path, required=True, help="evaluation text file")
+    p.add_argument("--out", type=Path, required=True, help="folder for files and records")
+    p.add_argument("--samples", type=int, default=32)
+    p.add_argument("--seqlen", type=int, default=512)
+    p.add_argument("--eval-seqlen", type=int, default=1024)
+    p.add_argument("--windows", type=int, default=32)
+    p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    args = p.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = [fp32_row(args.model, args)]
+    for method in args.methods:
+        for cgb in (False, True):
+            cfg = arb.QuantConfig(method=method, cgb=cgb)
+            console.rule(cfg.label)
+            rows.append(measure(args.model, cfg, args))
+    console.rule()
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
