@@ -38,6 +38,12 @@ from .header import (
 )
 from .packed import PARTS, PackedWeight
 
+_EXPONENT = {  # integer type of the same width, exponent bits
+    torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
+    torch.float32: (torch.int32, 0x7F80_0000),
+    torch.float16: (torch.int16, 0x7C00),
+    torch.bfloat16: (torch.int16, 0x7F80),
+}
 CHUNK = 1 << 22  # bytes or elements looked at together; bounds the memory of checks
 
 
@@ -231,11 +237,16 @@ def _sync_directory(folder: str) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or Inf, looking at a bounded piece at a time."""
-    if not tensor.is_floating_point():
+    """Whether no element is NaN or Inf, looking at a bounded piece at a time.
+
+    Such elements have all exponent bits set. Comparing integers is several times faster than torch.isfinite, which
+    converts half-precision numbers one by one on a CPU, and it matters: saving and verifying read every embedding.
+    """
+    if tensor.dtype not in _EXPONENT:
         return True
-    flat = tensor.reshape(-1)
-    return all(bool(torch.isfinite(flat[i : i + CHUNK]).all()) for i in range(0, flat.numel(), CHUNK))
+    integer, mask = _EXPONENT[tensor.dtype]
+    flat = tensor.reshape(-1).view(integer)
+    return all(int((flat[i : i + CHUNK] & mask).max()) < mask for i in range(0, flat.numel(), CHUNK))
 
 
 def _digest(file: BinaryIO, entry: Entry) -> str:

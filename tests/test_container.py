@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -256,6 +257,28 @@ def test_save_refuses_non_finite_weights_by_name(tmp_path):
     with pytest.raises(InputError, match=r"model\.norm\.weight: holds NaN or Inf"):
         save(model, tmp_path / "m.arb")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_is_finite_agrees_with_torch(dtype):
+    info = torch.finfo(dtype)
+    for value in (
+        0.0,
+        -0.0,
+        info.max,
+        info.min,
+        info.tiny,
+        info.smallest_normal / 2,
+        -1.0,
+        math.inf,
+        -math.inf,
+        math.nan,
+    ):
+        t = torch.zeros(3, 5, dtype=dtype)
+        t[2, 3] = value
+        assert archive.is_finite(t) == bool(torch.isfinite(t).all()), value
+        assert archive.is_finite(t.T) == bool(torch.isfinite(t).all())
+    assert archive.is_finite(torch.empty(0, dtype=dtype))
 
 
 PACKED = {f"w.{part}": t for part, t in random_packed(4, 8, 4).tensors().items()}

@@ -45,7 +45,7 @@ def header_end(content: bytes) -> int:
     return 8 + int.from_bytes(content[:8], "little")
 
 
-def refused(path: Path, content: bytes, message: str = "") -> None:
+def refused(path: Path, content: bytes, message: str = ".") -> None:
     """Every door refuses the file at once, by the same words."""
     path.write_bytes(content)
     for door in (load, verify, inspect, read_header):
