@@ -40,21 +40,26 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
     s = (weight / d).square() if cfg.metric == "hessian" else weight
     salient = salient_columns(s, cfg.max_salient)
     group = torch.zeros_like(s, dtype=torch.int64)
-    remaining = salient.expand_as(s)
+    columns = torch.nonzero(salient)[:, 0]
+    part = s[:, columns]
+    remaining = torch.ones_like(part, dtype=torch.bool)
     for _ in range(cfg.salient_groups - 1):
-        nonzero = s.abs()[remaining & (s != 0)]
-        remaining = remaining & ~split(s, remaining, quantiles(nonzero, cfg.thresholds), order=2)
-        group += remaining
+        nonzero = part.abs()[remaining & (part != 0)]
+        remaining = remaining & ~split(part, remaining, quantiles(nonzero, cfg.thresholds), order=2)
+        group[:, columns] += remaining
     residual = _salient_residual(s, salient, group, cfg) if S is not None else None
-    remaining = (~salient).expand_as(s)
+    columns = torch.nonzero(~salient)[:, 0]
+    part = s[:, columns]
+    remaining = torch.ones_like(part, dtype=torch.bool)
     for _ in range(cfg.groups - 1):
-        thresholds = quantiles((s.abs() * remaining).flatten(), cfg.thresholds)
+        zeros = s.new_zeros(s.numel() - part.numel())  # the salient entries, which count in the quantiles as zeros
+        thresholds = quantiles(torch.cat([(part.abs() * remaining).flatten(), zeros]), cfg.thresholds)
         if S is None or residual is None:
-            high = split(s, remaining, thresholds, order=1)
+            high = split(part, remaining, thresholds, order=1)
         else:
-            high, residual = split_by_output(s, remaining, thresholds, residual, S)
+            high, residual = split_by_output(part, columns, remaining, thresholds, residual, S)
         remaining = remaining & ~high
-        group += remaining
+        group[:, columns] += remaining
     return Partition(salient, group)
 
 
@@ -94,27 +99,29 @@ def split(s: Tensor, members: Tensor, thresholds: Tensor, order: int) -> Tensor:
 
 
 def split_by_output(
-    s: Tensor, members: Tensor, thresholds: Tensor, residual: Tensor, S: Tensor
+    s: Tensor, columns: Tensor, members: Tensor, thresholds: Tensor, residual: Tensor, S: Tensor
 ) -> tuple[Tensor, Tensor]:
     """ARB-X: like `split` at order 1, but minimising tr(R S R^T) of the whole block's residual R.
 
-    residual: [n, k], what is already settled (0 on the members). Returns the high side and the residual with it settled.
+    s, members: [n, c], the given columns of the block. residual: [n, k], what is already settled, 0 on the members.
+    Returns the high side, [n, c], and the residual with that side settled.
     """
     high, low = _two_sides(_Prefix(s, members), thresholds)
     levels = [tuple(t.to(s.dtype) for t in first_order(*side)) for side in (high, low)]
-    best, best_cost, best_residual = members, float("inf"), residual
+    settled, candidate = residual[:, columns], residual.clone()
+    best, best_cost, best_own = members, float("inf"), settled
     for q, threshold in enumerate(thresholds):
         above = s.abs() >= threshold
         (high_mean, high_scale), (low_mean, low_scale) = ((m[:, q : q + 1], a[:, q : q + 1]) for m, a in levels)
         centred = s - torch.where(above, high_mean, low_mean)
         scale = torch.where(above, high_scale, low_scale)
-        own = centred - torch.where(centred >= 0, scale, -scale)
-        candidate = torch.where(members, own, residual)
+        own = torch.where(members, centred - torch.copysign(scale, centred), settled)
+        candidate[:, columns] = own
         cost = float(((candidate @ S) * candidate).sum(dtype=torch.float64))
         if cost < best_cost:
-            best, best_cost = members & above, cost
-            best_residual = torch.where(best, own, residual)
-    return best, best_residual
+            best, best_cost, best_own = members & above, cost, own
+    candidate[:, columns] = torch.where(best, best_own, settled)
+    return best, candidate
 
 
 def gain(below: Below, count: Tensor, total: Tensor, order: int) -> Tensor:
