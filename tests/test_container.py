@@ -16,6 +16,7 @@ from helpers import random_packed
 from safetensors import safe_open
 from tiny import llama, pack_linears, tokenizer
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from arbllm_kernels import archive, container
 from arbllm_kernels.block import Block
@@ -48,6 +49,33 @@ def test_a_saved_model_comes_back_exactly(tmp_path, tied, bias):
     assert mine.keys() == theirs.keys() and all(torch.equal(t, theirs[name]) for name, t in mine.items())
     generated = loaded.generate(IDS[:, :4], max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert torch.equal(generated, model.generate(IDS[:, :4], max_new_tokens=4, do_sample=False, pad_token_id=0))
+
+
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+ARCHITECTURES = {
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 32, "pad_token_id": 1},
+    "gemma2": {"num_key_value_heads": 1, "head_dim": 16},
+    "gpt_neox": {},
+    "phi": {},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 5632},
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_other_architectures_come_back_exactly(tmp_path, kind, tied):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SIZES, **ARCHITECTURES[kind], tie_word_embeddings=tied)
+    model = pack_linears(AutoModelForCausalLM.from_config(config).eval())
+    save(model, tmp_path / "m.arb")
+    verify(tmp_path / "m.arb")
+    loaded, _ = load(tmp_path / "m.arb")
+    assert torch.equal(logits(loaded), logits(model))
+    assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
 
 
 def test_tied_tensors_are_stored_once(tmp_path):

@@ -45,7 +45,7 @@ def random_blocks(
 def pack_linears(model: nn.Module) -> nn.Module:
     """Replace every Linear but the head by a random packed one, in place."""
     for seed, (name, module) in enumerate(list(model.named_modules())):
-        if isinstance(module, nn.Linear) and name != "lm_head":
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
             model.set_submodule(
                 name, ARBLinear(random_packed(*module.weight.shape, 32, exponent=-5, seed=seed), module.bias)
             )
