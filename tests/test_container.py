@@ -61,7 +61,12 @@ ARCHITECTURES = {
     "gpt_neox": {},
     "phi": {},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
-    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 5632},
+    "qwen2_moe": {
+        "num_key_value_heads": 4,
+        "num_experts": 4,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 5632,
+    },
 }
 
 
