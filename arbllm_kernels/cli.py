@@ -190,7 +190,8 @@ def inspect(
 
     report = read_report(file)
     if as_json:
-        console.print_json(json.dumps(dataclasses.asdict(report)))
+        totals = {"parts": report.parts, "bits_per_weight": report.bits_per_weight}
+        console.print_json(json.dumps(dataclasses.asdict(report) | totals))
         return
     table = Table("weight", "out x in", "method", "block", "groups", "salient", "bits", box=None, header_style="bold")
     for w in report.weights:

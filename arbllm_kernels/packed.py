@@ -184,7 +184,8 @@ class PackedWeight:
 
     def to(self, device: torch.device | str) -> PackedWeight:
         """The same weight on another device."""
-        return dataclasses.replace(self, **{name: t.to(device) for name, t in self.tensors().items()})
+        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
+        return dataclasses.replace(self, **moved)
 
     def dequantize(self) -> Tensor:
         """The dense [n, m] float32 matrix that every kernel multiplies by (Block.values gives the arithmetic)."""

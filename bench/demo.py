@@ -56,12 +56,14 @@ def main() -> None:
     report = inspect(OUT)
     weights = sum(w.shape[0] * w.shape[1] for w in report.weights)
     value = perplexity(dense, ids, SEQLEN, windows=WINDOWS)
-    table.add_row("as it came, in fp16", f"{value:.2f}", f"{weights * 2 / 1e6:.1f} MB", "16.000", f"{parameters * 2 / 1e6:.1f} MB")
+    sizes = f"{weights * 2 / 1e6:.1f} MB", "16.000", f"{parameters * 2 / 1e6:.1f} MB"
+    table.add_row("before, as fp16", f"{value:.2f}", *sizes)
     del dense
     packed, tokenizer = arb.load(OUT, dtype=torch.float32)
     value = perplexity(packed, ids, SEQLEN, windows=WINDOWS)
-    size = sum(w.nbytes for w in report.weights)
-    table.add_row(OUT.name, f"{value:.2f}", f"{size / 1e6:.1f} MB", f"{report.bits_per_weight:.3f}", f"{report.nbytes / 1e6:.1f} MB")
+    packed_mb = sum(w.nbytes for w in report.weights) / 1e6
+    sizes = f"{packed_mb:.1f} MB", f"{report.bits_per_weight:.3f}", f"{report.nbytes / 1e6:.1f} MB"
+    table.add_row(OUT.name, f"{value:.2f}", *sizes)
     console.print(table)
     console.print(f"quantized in {seconds:.0f} s on {torch.get_num_threads()} threads, calibration included")
 

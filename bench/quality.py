@@ -3,7 +3,7 @@
     python bench/quality.py MODEL --calib brown.txt --text wikitext2.test.raw --out build/quality
 
 Each row quantizes MODEL through the same pipeline as `arbllm quantize`, loads the file it wrote, and measures that. The
-row's file is kept in OUT with a JSON record beside it, so an interrupted table goes on where it stopped. "formula" is
+row's file is kept in OUT with a JSON record beside it, so an interrupted table goes on with the first missing row. "formula" is
 the size by the counting formulas of docs/format.md, computed from shapes and salient counts alone.
 """
 
@@ -43,15 +43,13 @@ def resident_mb() -> float:
 
 
 def measure(source: str, cfg: arb.QuantConfig, args: argparse.Namespace) -> dict:
-    """One row: quantize (unless the file is there), load, evaluate, count."""
+    """One row: quantize, load, evaluate, count; or what an earlier run recorded."""
     name = cfg.method + (".cgb" if cfg.cgb else "")
     out, record = args.out / f"{name}.arb", args.out / f"{name}.json"
     if record.exists():
         return json.loads(record.read_text())
     start = time.perf_counter()
-    quantize_checkpoint(
-        source, out, cfg, str(args.calib), samples=args.samples, seqlen=args.seqlen, seed=0, resume=True, overwrite=True
-    )
+    quantize_checkpoint(source, out, cfg, args.calib, samples=args.samples, seqlen=args.seqlen, seed=0, overwrite=True)
     seconds = time.perf_counter() - start
     before, start = resident_mb(), time.perf_counter()
     model, tokenizer = arb.load(out)
@@ -59,6 +57,8 @@ def measure(source: str, cfg: arb.QuantConfig, args: argparse.Namespace) -> dict
     model = model.float()
     ids = text_ids(args.text, tokenizer)
     report = inspect(out)
+    if report.nbytes != out.stat().st_size:
+        raise SystemExit(f"{out}: inspect counts {report.nbytes} bytes, the file has {out.stat().st_size}")
     weights = sum(w.shape[0] * w.shape[1] for w in report.weights)
     formula = sum(formula_bits(w, cfg.cgb) * w.shape[0] * w.shape[1] for w in report.weights) / weights
     row = {
@@ -70,7 +70,6 @@ def measure(source: str, cfg: arb.QuantConfig, args: argparse.Namespace) -> dict
         "salient": sum(w.salient_columns * w.shape[0] for w in report.weights)
         / sum(w.shape[1] * w.shape[0] for w in report.weights),
         "file_bytes": report.nbytes,
-        "file_bytes_on_disk": out.stat().st_size,
         "quantize_seconds": seconds,
         "load_ms": load_ms,
         "load_mb": load_mb,

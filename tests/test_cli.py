@@ -1,0 +1,136 @@
+"""The `arbllm` command, from a folder on disk to generated text, and the one line each mistake gets."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import tiny
+
+from arbllm_kernels import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Llama with a tokenizer, as `save_pretrained` writes it, and a text."""
+    path = tmp_path_factory.mktemp("model")
+    tiny.llama().save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    (path / "text.txt").write_text(" ".join(f"w{i * 7 % 120}" for i in range(400)))
+    return path
+
+
+def run(capsys, *args: object) -> str:
+    """Standard output of a command that succeeds."""
+    code, out, err = attempt(capsys, *args)
+    assert code == 0, err
+    return out
+
+
+def attempt(capsys, *args: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)."""
+    old, sys.argv = sys.argv, ["arbllm", *map(str, args)]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = old
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def packed(folder):
+    """The folder's model as an `.arb` file, made by the command."""
+    out = folder / "model.arb"
+    old, sys.argv = sys.argv, [
+        "arbllm", "quantize", str(folder), str(out), "--calib", str(folder / "text.txt"),
+        "--samples", "4", "--seqlen", "32", "--block-size", "32",
+    ]  # fmt: skip
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+    finally:
+        sys.argv = old
+    return out
+
+
+def test_inspect_adds_up(capsys, packed):
+    report = json.loads(run(capsys, "inspect", packed, "--json"))
+    assert sum(report["parts"].values()) == packed.stat().st_size
+    assert len(report["weights"]) == 14
+    text = run(capsys, "inspect", packed)
+    assert "model.layers.1.mlp.down_proj" in text
+    assert "true bits" in text and "nominal" in text
+    assert f"{packed.stat().st_size:,}" in text
+
+
+def test_verify(capsys, packed, tmp_path):
+    assert "good" in run(capsys, "verify", packed)
+    broken = tmp_path / "broken.arb"
+    data = bytearray(packed.read_bytes())
+    data[-100] ^= 1
+    broken.write_bytes(data)
+    code, _, err = attempt(capsys, "verify", broken)
+    assert code == 1
+    assert "broken.arb" in err and "bytes" in err
+
+
+def test_eval(capsys, folder, packed):
+    args = ("--text", folder / "text.txt", "--seqlen", 32, "--windows", 4)
+    result = json.loads(run(capsys, "eval", packed, *args, "--json"))
+    dense = json.loads(run(capsys, "eval", folder, *args, "--json"))
+    assert result["windows"] == 4
+    assert 20 < dense["perplexity"] < 1000 and 20 < result["perplexity"] < 1000
+    assert result["perplexity"] != dense["perplexity"]
+    assert "perplexity" in run(capsys, "eval", packed, *args)
+
+
+def test_generate(capsys, packed):
+    first = run(capsys, "generate", packed, "w1 w2 w3", "-n", 8)
+    assert first.startswith("w1 w2 w3")
+    assert len(first.split()) > 4
+    assert run(capsys, "generate", packed, "w1 w2 w3", "-n", 8) == first
+    assert run(capsys, "generate", packed, "w1 w2 w3", "-n", 8, "--temperature", 1.0, "--seed", 3) != first
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("verify", "missing.arb"), "missing.arb"),
+        (("inspect", "missing.arb"), "missing.arb"),
+        (("eval", "missing.arb", "--text", "t.txt"), "missing.arb"),
+        (("quantize", "missing-folder", "out.arb"), "missing-folder"),
+    ],
+)
+def test_missing_input_is_one_line(capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = attempt(capsys, *args)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_quantize_refuses_to_overwrite(capsys, folder, packed):
+    before = packed.read_bytes()
+    code, _, err = attempt(capsys, "quantize", folder, packed, "--calib", folder / "text.txt")
+    assert code == 1
+    assert "--overwrite" in err
+    assert packed.read_bytes() == before
+
+
+@pytest.mark.parametrize(("option", "value"), [("--method", "arb-y"), ("--groups", 3), ("--block-size", 0)])
+def test_bad_knobs_name_the_knob(capsys, folder, tmp_path, option, value):
+    code, _, err = attempt(capsys, "quantize", folder, tmp_path / "o.arb", option, value)
+    assert code == 1
+    assert option.lstrip("-").replace("-", "_") in err
+
+
+@pytest.mark.parametrize("command", ["quantize", "eval", "generate", "inspect", "verify"])
+def test_help_has_an_example(capsys, command):
+    assert f"arbllm {command} " in run(capsys, command, "--help")
