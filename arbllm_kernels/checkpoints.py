@@ -97,7 +97,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return tensor.clone()
 
     def files(self) -> list[Path]:
-        return sorted({path for path, _ in self._where.values()}) + [self.path / "config.json"]
+        return [*sorted({path for path, _ in self._where.values()}), self.path / "config.json"]
 
     def tokenizer(self) -> Any | None:
         return _folder_tokenizer(self.path)
@@ -197,17 +197,32 @@ def _open_folder(folder: Path) -> Checkpoint:
     stored = _stored_tensors(folder)
     if not stored:
         return LoadedCheckpoint(folder, config, model, f"{folder.name} holds no safetensors files")
-    found, missing = map_names(model, stored)
+    originals = _renamed(model, stored)
+    found, missing = map_names(model, originals)
     if missing:
         why = f"{len(missing)} tensors are stored under other names or in other pieces (such as {missing[0]})"
         return LoadedCheckpoint(folder, config, model, why)
-    where = {name: (stored[key][0], key) for name, key in found.items()}
+    where = {name: (stored[originals[key]][0], originals[key]) for name, key in found.items()}
     state = model.state_dict()
-    for name, key in found.items():
-        path, shape = stored[key]
+    for name, (path, key) in where.items():
+        shape = stored[key][1]
         if shape != list(state[name].shape):
             raise InputError(f"{path}: {key} is {shape}, the config asks for {list(state[name].shape)}")
     return SafetensorsCheckpoint(folder, config, model, where)
+
+
+def _renamed(model: nn.Module, stored: dict[str, Any]) -> dict[str, str]:
+    """The name transformers gives a stored tensor -> its stored name; tensors that it splits or merges are left out."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, rename_source_key
+    except ImportError:  # transformers before 5 loads every tensor under its stored name
+        return {key: key for key in stored}
+    transforms = get_model_conversion_mapping(model)
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+    names = {key: rename_source_key(key, renamings, converters) for key in stored}
+    return {name: key for key, (name, conversion) in names.items() if conversion is None}
 
 
 def _stored_tensors(folder: Path) -> dict[str, tuple[Path, list[int]]]:

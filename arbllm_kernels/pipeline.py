@@ -25,9 +25,9 @@ from .config import QuantConfig
 from .errors import CalibrationError, InputError
 from .layer_loop import quantize_layers
 from .linear import ARBLinear
-from .models import check_finite, check_ids, check_skip, dense_share, find_layers, is_skipped
+from .models import check_finite, check_ids, check_skip, dense_share, find_layers, layer_linears
 from .progress import LinearRecord, Report, Seconds
-from .stores import MemoryStore, StreamStore
+from .stores import MemoryStore, StreamStore, cast
 from .workdir import WorkFolder
 
 EMBED_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -87,7 +87,7 @@ def quantize_model(
     Args:
         model: a transformers causal LM (or a module called like one) in any float dtype.
         calib_ids: int64 [samples, seqlen].
-        skip: regular expressions; linears in whose full name one is found stay dense, e.g. r"\.o_proj$".
+        skip: regular expressions; linears in whose full name one is found stay dense, e.g. "o_proj$".
         progress: show a progress bar; None: if stderr is a terminal.
         records: a list that receives one record per linear.
 
@@ -171,8 +171,9 @@ def quantize_checkpoint(
     state = _state(checkpoint, cfg, skip, dtype, described, ids)
     if resume:
         work.compare(state)
-    _check_space(checkpoint, out, dtype, skip)
-    _check_weights(checkpoint, report)
+    packed = _packed_names(checkpoint, skip)
+    _check_space(checkpoint, out, dtype, packed)
+    _check_weights(checkpoint, dtype, packed, report)
     if not resume:
         work.start(state, ids)
     store = StreamStore(checkpoint, work)
@@ -299,27 +300,36 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: the folder {folder} is not writable")
 
 
-def _check_space(checkpoint: Checkpoint, out: Path, dtype: torch.dtype, skip: Sequence[str]) -> None:
+def _packed_names(checkpoint: Checkpoint, skip: Sequence[str]) -> set[str]:
+    """Names of the weights that will be binarized."""
+    stack, layers = find_layers(checkpoint.model)
+    return {
+        f"{stack}.{index}.{name}.weight"
+        for index, layer in enumerate(layers)
+        for name in layer_linears(layer, f"{stack}.{index}", skip)
+    }
+
+
+def _check_space(checkpoint: Checkpoint, out: Path, dtype: torch.dtype, packed: set[str]) -> None:
     """The packed weights are on disk twice for a moment, in the work folder and in the file."""
-    name, layers = find_layers(checkpoint.model)
-    packed = sum(
-        module.weight.numel()
-        for key, module in layers.named_modules()
-        if isinstance(module, nn.Linear) and not is_skipped(f"{name}.{key}", skip)
-    )
-    dense = sum(p.numel() for p in checkpoint.model.parameters()) - packed
-    need = int(2 * packed * LEAST_BITS / 8 + dense * dtype.itemsize)
+    state = checkpoint.model.state_dict()
+    sizes = {name: state[name].numel() for name in checkpoint.names()}
+    binary = sum(size for name, size in sizes.items() if name in packed)
+    need = int(2 * binary * LEAST_BITS / 8 + (sum(sizes.values()) - binary) * dtype.itemsize)
     free = shutil.disk_usage(out.absolute().parent).free
     if free < need:
         raise InputError(f"{out}: needs at least {need / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
 
 
-def _check_weights(checkpoint: Checkpoint, report: Report) -> None:
+def _check_weights(checkpoint: Checkpoint, dtype: torch.dtype, packed: set[str], report: Report) -> None:
     """Read every tensor once, so that a bad one is found before hours of work and not after."""
     names = list(checkpoint.names())
     with report.bar("checking weights", len(names)):
         for name in names:
-            check_finite(f"{checkpoint.path}: {name}", checkpoint.tensor(name))
+            tensor = checkpoint.tensor(name)
+            check_finite(f"{checkpoint.path}: {name}", tensor)
+            if name not in packed:
+                cast(name, tensor, dtype)
             report.advance()
 
 
