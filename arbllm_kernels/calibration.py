@@ -111,7 +111,7 @@ def self_written(
     """Text sampled from the model at temperature 1, int64 [samples, seqlen].
 
     Every sequence starts with BOS (where there is one) and one token drawn uniformly from the vocabulary, so that
-    sequences differ from their first word on. An end-of-text token does not stop a sequence: what follows is a new text.
+    sequences differ from their first word on. An end-of-text token stops nothing: what follows is a new text.
     """
     limit, vocab = context_length(model), vocab_size(model)
     if limit is not None and seqlen > limit:

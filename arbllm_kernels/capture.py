@@ -1,7 +1,8 @@
 """How a model calls its decoder layers: one forward pass in which every layer lets its input through.
 
-Masks, rotary tables and whatever else a model computes once and hands to its layers are recorded instead of rebuilt, layer
-by layer (Gemma gives its sliding and full attention layers different masks), so no architecture needs code of its own.
+Masks, rotary tables and whatever else a model computes once and hands to its layers are recorded instead of rebuilt,
+layer by layer (Gemma gives its sliding and full attention layers different masks), so no architecture needs code of
+its own.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ class Captured:
     calls: list[list[Call]]
 
 
-def capture(model: nn.Module, layers: nn.ModuleList, ids: Tensor, advance: Callable[[], None] = lambda: None) -> Captured:
+def capture(
+    model: nn.Module, layers: nn.ModuleList, ids: Tensor, advance: Callable[[], None] = lambda: None
+) -> Captured:
     """Run the model up to its last decoder layer once per sample and record every layer's arguments.
 
-    Layer 0 must hold its weights: it is run once, to learn whether layers return a tensor or a tuple. What a later sample
-    shares with the first (masks, rotary tables) is kept once.
+    Layer 0 must hold its weights: it is run once, to learn whether layers return a tensor or a tuple. What a later
+    sample shares with the first (masks, rotary tables) is kept once.
 
     Args:
         ids: int64 [samples, T].
@@ -56,7 +59,8 @@ def capture(model: nn.Module, layers: nn.ModuleList, ids: Tensor, advance: Calla
     Raises:
         UnsupportedModelError: the layers are not simply called one after the other.
     """
-    hidden, calls = [], []
+    hidden: list[Tensor] = []
+    calls: list[list[Call]] = []
     device = next(p.device for p in layers[0].parameters())
     template: Any = None
     for sample in ids:

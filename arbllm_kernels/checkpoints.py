@@ -1,9 +1,9 @@
 """Checkpoints read tensor by tensor: safetensors folders, GGUF files, and whatever only transformers can load.
 
-`open_checkpoint` returns a `Checkpoint`: the model's skeleton (models.py) and `tensor(name)`, which gives any tensor of the
-skeleton's state dict in the checkpoint's own dtype (GGUF: dequantized to float32). Nothing is read before it is asked for,
-so that a caller holds one decoder layer at a time. A folder whose tensor names do not map one to one onto the model (fused
-experts, for instance) is loaded whole by transformers in its own dtype, and `note` says so.
+`open_checkpoint` returns a `Checkpoint`: the model's skeleton (models.py) and `tensor(name)`, which gives any tensor of
+the skeleton's state dict in the checkpoint's own dtype (GGUF: dequantized to float32). Nothing is read before it is
+asked for, so that a caller holds one decoder layer at a time. A folder whose tensors do not map one to one onto the
+model (fused experts, for instance) is loaded whole by transformers in its own dtype, and `note` says so.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError, UnsupportedModelError
-from .models import skeleton
+from .models import set_parameter, skeleton
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
@@ -73,8 +73,6 @@ class Checkpoint(ABC):
 
     def materialize(self, dtype: torch.dtype) -> nn.Module:
         """The whole model in `dtype`, apart from the skeleton; for text generation only."""
-        from .models import set_parameter
-
         model = skeleton(self.config)
         for name in self.names():
             value = self.tensor(name)
@@ -218,7 +216,7 @@ def _renamed(model: nn.Module, stored: dict[str, Any]) -> dict[str, str]:
         from transformers.core_model_loading import WeightConverter, rename_source_key
     except ImportError:  # transformers before 5 loads every tensor under its stored name
         return {key: key for key in stored}
-    transforms = get_model_conversion_mapping(model)
+    transforms: list[Any] = get_model_conversion_mapping(cast(Any, model))
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
     names = {key: rename_source_key(key, renamings, converters) for key in stored}
@@ -260,8 +258,9 @@ def _open_safetensors(path: Path) -> Any:
 def _load_whole(folder: Path) -> dict[str, Tensor]:
     from transformers import AutoModelForCausalLM
 
+    loader: Any = AutoModelForCausalLM
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        model, info = loader.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UnsupportedModelError(f"{folder}: transformers cannot load it: {error}") from error
     if info["missing_keys"]:

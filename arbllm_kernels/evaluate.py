@@ -129,7 +129,7 @@ def _stream(
 ) -> Iterator[str]:
     from transformers import TextIteratorStreamer
 
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     # temperature alone: a checkpoint's own top-k and top-p would change what it means
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     failure: list[BaseException] = []
@@ -188,12 +188,12 @@ def _check(model: nn.Module, ids: Any, seqlen: int) -> Tensor:
         raise InputError(f"ids are {got}: must be an int64 tensor [L] or [1, L]")
     if ids.dim() == 2 and len(ids) != 1:
         raise InputError(f"ids {list(ids.shape)}: only one sequence, [L] or [1, L]")
-    ids = ids.reshape(-1)
+    flat: Tensor = ids.reshape(-1)
     limit, vocab = context_length(model), vocab_size(model)
     if seqlen < 2 or (limit is not None and seqlen > limit):
         raise InputError(f"seqlen = {seqlen}: must be 2..{limit if limit is not None else 'any'}")
-    if len(ids) < seqlen:
-        raise CalibrationError(f"{len(ids)} tokens do not fill one window of {seqlen}")
-    if int(ids.min()) < 0 or (vocab is not None and int(ids.max()) >= vocab):
-        raise InputError(f"token ids span {int(ids.min())}..{int(ids.max())}, the model knows 0..{vocab or '?'} - 1")
-    return ids
+    if len(flat) < seqlen:
+        raise CalibrationError(f"{len(flat)} tokens do not fill one window of {seqlen}")
+    if int(flat.min()) < 0 or (vocab is not None and int(flat.max()) >= vocab):
+        raise InputError(f"token ids span {int(flat.min())}..{int(flat.max())}, the model knows 0..{vocab or '?'} - 1")
+    return flat

@@ -24,16 +24,10 @@ class GGUFCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, config: Any, model: nn.Module, reader: Any, fields: dict[str, Any]) -> None:
         super().__init__(path, config, model)
-        from transformers.modeling_gguf_pytorch_utils import (
-            TENSOR_PROCESSORS,
-            TensorProcessor,
-            get_gguf_hf_weights_map,
-            read_field,
-        )
-
-        architecture = read_field(reader, "general.architecture")[0]
-        self._processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=fields)
-        self._map: dict[str, str] = get_gguf_hf_weights_map(model, self._processor)
+        tables = _transformers_tables()
+        architecture = tables.read_field(reader, "general.architecture")[0]
+        self._processor: Any = tables.TENSOR_PROCESSORS.get(architecture, tables.TensorProcessor)(config=fields)
+        self._map: dict[str, str] = tables.get_gguf_hf_weights_map(model, self._processor)
         self._stored: dict[str, list[Any]] = {}
         for tensor in reader.tensors:
             # merged experts are listed without their suffix
@@ -42,7 +36,9 @@ class GGUFCheckpoint(Checkpoint):
                 self._stored.setdefault(name, []).append(tensor)
         self._names, missing = map_names(model, self._stored)
         if missing:
-            raise UnsupportedModelError(f"{path}: {len(missing)} tensors of the model are missing, such as {missing[0]}")
+            raise UnsupportedModelError(
+                f"{path}: {len(missing)} tensors of the model are missing, such as {missing[0]}"
+            )
         self.note = f"{path.name}: its quantized tensors are dequantized one layer at a time."
 
     @classmethod
@@ -50,7 +46,6 @@ class GGUFCheckpoint(Checkpoint):
         """Raises InputError when the file is damaged, UnsupportedModelError when its architecture is unknown."""
         from gguf import GGUFReader
         from transformers import CONFIG_MAPPING
-        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
         try:
             reader = GGUFReader(path)
@@ -59,7 +54,7 @@ class GGUFCheckpoint(Checkpoint):
         fields: dict[str, Any] = {}
 
         def load_config() -> Any:
-            fields.update(load_gguf_checkpoint(str(path))["config"])
+            fields.update(_transformers_tables().load_gguf_checkpoint(str(path))["config"])
             return CONFIG_MAPPING[fields["model_type"]].from_dict(dict(fields))
 
         config, model = config_model(load_config, str(path))
@@ -93,3 +88,10 @@ class GGUFCheckpoint(Checkpoint):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+
+
+def _transformers_tables() -> Any:
+    """transformers' GGUF module; loaded on first use, and untyped."""
+    from transformers import modeling_gguf_pytorch_utils
+
+    return modeling_gguf_pytorch_utils

@@ -1,4 +1,4 @@
-"""Hessians of a layer's linears, H = (2/N) sum x x^T over all tokens of N sequences (GPTQ; algorithm notes in methods/).
+"""Hessians of a layer's linears, H = (2/N) sum x x^T over all tokens of N sequences (as in GPTQ and BiLLM).
 
 Linears fed by the same tensor (q/k/v, gate/up) have the same H: it is summed once and factorized once. Which linears
 share is observed, not assumed: the sums are kept per set of linears that met in one tensor.
@@ -70,7 +70,9 @@ class HessianCollector:
         start = time.perf_counter()
         for seen in self._seen.values():
             if seen.tensor._version != seen.version:
-                raise UnsupportedModelError(f"the input of {seen.names[0]} is changed in place after the linear read it")
+                raise UnsupportedModelError(
+                    f"the input of {seen.names[0]} is changed in place after the linear read it"
+                )
             x = seen.tensor.reshape(-1, seen.tensor.shape[-1]).float()
             key = tuple(seen.names)
             if key not in self._sums:

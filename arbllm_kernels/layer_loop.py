@@ -1,8 +1,8 @@
-"""Layer after layer: collect Hessians, quantize every linear, recompute the outputs (paper section 4.1; as in GPTQ, BiLLM).
+"""Layer after layer: collect Hessians, quantize every linear, recompute the outputs (as in GPTQ and BiLLM).
 
-All linears of a layer are quantized from inputs of the layer with its own dense weights, whose predecessors are quantized
-already; then the outputs are recomputed with the quantized weights and feed the next layer. One sample at a time, always in
-float32, so that a run gives the same bits wherever its weights come from (memory, file, a resumed run).
+All linears of a layer are quantized from inputs of the layer with its own dense weights, whose predecessors are
+quantized already; then the outputs are recomputed with the quantized weights and feed the next layer. One sample at a
+time, always in float32, so that a run gives the same bits wherever its weights come from (memory, file, a resumed run).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the pipeline has to know about a model: where its decoder layers are, and how to build it without its weights.
 
-Nothing here goes by model name. The decoder is the `nn.ModuleList` of same-class layers holding `nn.Linear`s that has the
-most parameters; a layer's binarizable weights are the `nn.Linear`s inside it. A *skeleton* is the model with every
+Nothing here goes by model name. The decoder is the `nn.ModuleList` of same-class layers holding `nn.Linear`s that has
+the most parameters; a layer's binarizable weights are the `nn.Linear`s inside it. A *skeleton* is the model with every
 parameter on the meta device (no memory) and every buffer real, so that its forward pass runs as soon as the parameters
 a pass touches are loaded.
 """
@@ -133,9 +133,9 @@ def skeleton(config: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
-    model.eval()
-    return model  # type: ignore[no-any-return]
+        builder: Any = AutoModelForCausalLM
+        model: nn.Module = builder.from_config(copy.deepcopy(config), dtype=torch.float32)
+    return model.eval()
 
 
 def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
@@ -162,10 +162,10 @@ def _parameters_on_meta() -> Iterator[None]:
     """
     original = nn.Module.register_parameter
 
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        original(module, name, parameter)
+    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and param.device.type != "meta":
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        original(self, name, param)
 
     nn.Module.register_parameter = register  # type: ignore[method-assign]
     try:

@@ -1,4 +1,4 @@
-"""From a model or a checkpoint to packed weights: `quantize_model` in memory, `quantize_checkpoint` from disk to `.arb`.
+"""From a model to packed weights: `quantize_model` works in memory, `quantize_checkpoint` from disk to an `.arb` file.
 
 Both run the same layer loop (layer_loop.py) and give the same bits. Streaming holds one decoder layer in float32, its
 Hessians and the activations of the calibration samples, [samples, seqlen, hidden] float32; never the whole model.
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -208,11 +209,11 @@ def _finish(
     )
 
 
-def _set_config(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+def _set_config(model: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     """The config as the file will hold it: dense dtype, and the checkpoint's generation defaults."""
     from transformers import GenerationConfig
 
-    model.config.dtype = dtype  # type: ignore[union-attr]
+    model.config.dtype = dtype
     if (checkpoint.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
 

@@ -1,4 +1,4 @@
-"""What a long run shows: one bar with the time left, one line per finished layer. Silent unless stderr is a terminal."""
+"""What a long run shows: a bar with the time left, a line per finished layer. Silent unless stderr is a terminal."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import Checkpoint, aliases
+from .checkpoints import Checkpoint
 from .errors import InputError
 from .layer_loop import LayerResult
 from .linear import ARBLinear
@@ -17,7 +17,7 @@ from .workdir import WorkFolder
 
 
 class MemoryStore:
-    """A whole model in memory, of any float dtype: a layer is float32 while it is worked on, then gets its dtype back."""
+    """A model in memory, of any float dtype: a layer is float32 while it is worked on, then gets its dtype back."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -144,7 +144,9 @@ def cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
         return value
     result = value.to(dtype)
     if not bool(torch.isfinite(result).all()):
-        raise InputError(f"{name} has values up to {float(value.abs().max()):.3g}, beyond {dtype}; use another embed_dtype")
+        raise InputError(
+            f"{name} has values up to {float(value.abs().max()):.3g}, beyond {dtype}; use another embed_dtype"
+        )
     return result
 
 

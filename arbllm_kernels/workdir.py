@@ -1,4 +1,4 @@
-"""The folder `<out>.partial` beside a file being made: one safetensors file per finished layer, so a killed run resumes.
+"""The folder `<out>.partial` beside a file being made: a safetensors file per finished layer, so a killed run resumes.
 
     state.json                  what the run depends on; a resumed run must agree with all of it
     calibration.safetensors     the token ids, so that text the model wrote itself is not written twice
@@ -64,7 +64,9 @@ class WorkFolder:
         differences = [f"{key}: {was}, now {new}" for key, was, new in _differences(before, now)]
         if differences:
             text = "; ".join(differences)
-            raise InputError(f"{self.path}: cannot resume, this run differs in {text}. Repeat those, or delete the folder")
+            raise InputError(
+                f"{self.path}: cannot resume, this run differs in {text}. Repeat those, or delete the folder"
+            )
 
     def write_layer(self, index: int, packed: dict[str, PackedWeight], records: list[LinearRecord]) -> None:
         from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""Tiny randomly initialised models of every architecture the pipeline promises, and one mixture of nn.Linear experts."""
+"""Tiny randomly initialised models of every architecture the pipeline promises, and a mixture of nn.Linear experts."""
 
 from __future__ import annotations
 

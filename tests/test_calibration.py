@@ -69,9 +69,7 @@ def test_jsonl_and_parquet_hold_the_same_text(tokenizer: object, tmp_path: Path)
         ("a.jsonl", b"[1]", "line 1 has no text field"),
     ],
 )
-def test_bad_text_is_refused(
-    name: str, content: bytes | None, message: str, tokenizer: object, tmp_path: Path
-) -> None:
+def test_bad_text_is_refused(name: str, content: bytes | None, message: str, tokenizer: object, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(CalibrationError, match=message):

@@ -60,7 +60,9 @@ def test_too_short_a_text_is_refused() -> None:
 def test_streamed_text_is_what_generate_writes() -> None:
     model, tokenizer = tiny.llama(), tiny.tokenizer()
     prompt = tokenizer("w1 w2 w3", return_tensors="pt")
-    whole = model.generate(prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=8, do_sample=False)
+    whole = model.generate(
+        prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=8, do_sample=False
+    )
     expected = tokenizer.decode(whole[0, 3:], skip_special_tokens=True)
     pieces = list(generate_stream(model, tokenizer, "w1 w2 w3", 8))
     assert "".join(pieces).split() == expected.split() and len(pieces) > 1

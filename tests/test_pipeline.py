@@ -29,7 +29,6 @@ from arbllm_kernels.progress import LinearRecord
 from arbllm_kernels.stores import StreamStore
 
 
-
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny matrices: more threads only wait for each other."""
@@ -345,7 +344,7 @@ def test_a_killed_run_resumes_to_the_identical_file(tmp_path: Path, monkeypatch:
         run(out, QuantConfig(block_size=64, iters=2, max_salient=4, thresholds=3), resume=True)
     with pytest.raises(InputError, match="seed 0, now self, 2 x 16 tokens, seed 5"):
         run(out, seed=5, resume=True)
-    with pytest.raises(InputError, match="embed_dtype: torch.float16, now torch.float32"):
+    with pytest.raises(InputError, match=r"embed_dtype: torch\.float16, now torch\.float32"):
         run(out, embed_dtype="fp32", resume=True)
 
     solved: list[int] = []
