@@ -13,6 +13,7 @@
 #include "arb/cpu.h"
 #include "arb/dequantize.h"
 #include "arb/gemm.h"
+#include "solver_bindings.h"
 
 namespace py = pybind11;
 
@@ -146,6 +147,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("set_isa", [](const std::optional<std::string>& name) {
         check_isa(arb::set_isa(name ? name->c_str() : nullptr), name);
     });
+
+    register_solver(m);
 
     // Constants of the format, for the test that compares them with packed.py and config.py.
     m.attr("WORD") = arb::kWordBits;

@@ -31,14 +31,14 @@ Status multiply_rows(void* context, int64_t begin, int64_t end) {
 
 Status multiply(const Kernels& kernels, const Job& job, const float* x, int64_t batch, float* y, int64_t threads) {
     const PackedView& w = *job.weight;
-    const int64_t most = std::min(batch, kMaxTile) == 3 ? 4 : std::min(batch, kMaxTile);
+    const int64_t most = batch > 1 ? kMaxTile : 1;
     const std::unique_ptr<float[]> prepared(new (std::nothrow) float[static_cast<size_t>(most * job.lanes)]);
     if (prepared == nullptr) return Status::out_of_memory;
     for (int64_t first = 0; first < batch; first += kMaxTile) {
         const int64_t filled = std::min(batch - first, kMaxTile);
-        Tile t{&kernels, &job, prepared.get(), filled == 3 ? 4 : filled, {}};
+        Tile t{&kernels, &job, prepared.get(), filled > 1 ? kMaxTile : 1, {}};
         for (int64_t i = 0; i < t.tile; ++i) {
-            // Three rows run as four: the last one is worked out twice and written to the same place.
+            // A tile that is not full repeats its last row, which is then written to the same place again.
             const int64_t row = first + std::min(i, filled - 1);
             kernels.prepare(job, x + row * w.cols, prepared.get() + i * job.lanes);
             t.y[i] = y + row * w.rows;

@@ -47,7 +47,7 @@ struct Kernels {
     // x [m] in column order (null: all ones) -> one prepared row of job.lanes floats.
     void (*prepare)(const Job& job, const float* x, float* prepared);
 
-    // y[t][i] = row i times prepared row t, for rows begin..end-1 and t < tile; tile is 1, 2 or 4.
+    // y[t][i] = row i times prepared row t, for rows begin..end-1 and t < tile; tile is 1 or kMaxTile.
     void (*gemm)(const Job& job, const float* prepared, int64_t tile, int64_t begin, int64_t end, float* scratch,
                  float* const* y);
 

@@ -18,7 +18,14 @@ inline void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 inline Floats mul_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-inline Mask mask(uint64_t bits) { return static_cast<Mask>(bits); }
+
+inline Mask mask(uint64_t bits) {
+    // Keeps the shifts that led here in general registers: on mask registers they would take the blends' port.
+    uint32_t low = static_cast<uint32_t>(bits);
+    __asm__("" : "+r"(low));
+    return static_cast<Mask>(low);
+}
+
 inline Floats blend(Mask m, Floats if_clear, Floats if_set) { return _mm512_mask_blend_ps(m, if_clear, if_set); }
 
 inline Floats negate_if_set(Mask m, Floats v) { return _mm512_mask_xor_ps(v, m, v, _mm512_set1_ps(-0.0f)); }

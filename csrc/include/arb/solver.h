@@ -1,0 +1,35 @@
+// The searches of the partition (docs/architecture.md; oracle: arbllm_kernels/methods/partition.py): which columns are
+// salient, which threshold splits a part into groups.
+//
+// A candidate's gain is sum s^2 minus the squared error of binarizing what it selects, summed over rows in double. The
+// caller takes the candidate of largest gain, the first one of equals. Gains do not depend on the number of threads.
+// Every array is contiguous and row-major; values that are not finite give meaningless gains, never a bad access.
+#pragma once
+
+#include <cstdint>
+
+#include "arb/packed.h"
+
+namespace arb {
+
+// Sensitivities float32 [rows, cols], and which of them count.
+struct Entries {
+    const float* s = nullptr;
+    const uint8_t* members = nullptr;  // [rows, cols], 0 or 1; null: all of them
+    int64_t rows = 0;
+    int64_t cols = 0;
+};
+
+// gains[c - 1]: the columns ranked[0 .. c - 1] as one part and the others as another, both binarized with two planes,
+// for c = 1 .. limit - 1. ranked: [limit] different columns. Counts every entry: `entries.members` must be null.
+Status salient_gains(const Entries& entries, const int64_t* ranked, int64_t limit, int64_t threads, double* gains);
+
+// gains[q]: the members with |s| >= thresholds[q] as one part and the others as another, both with `order` planes.
+Status split_gains(const Entries& entries, const float* thresholds, int64_t count, int64_t order, int64_t threads,
+                   double* gains);
+
+// The values that ranks[0 .. count - 1] (from 0, any order) would have among the sorted |s| of the non-zero members
+// together with `zeros` zeros. A rank past the end is Status::bad_range.
+Status order_statistics(const Entries& entries, int64_t zeros, const int64_t* ranks, int64_t count, float* values);
+
+}  // namespace arb

@@ -1,0 +1,65 @@
+// The solver's part of the door from Python into csrc: addresses and sizes in, arb::Status out as InputError.
+// arbllm_kernels/native_solver.py checks the tensors and keeps them alive meanwhile.
+#include "solver_bindings.h"
+
+#include <new>
+#include <string>
+
+#include "arb/solver.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <typename T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void check(arb::Status status, const arb::Entries& e, const char* what) {
+    if (status == arb::Status::ok) return;
+    if (status == arb::Status::out_of_memory) throw std::bad_alloc();
+    const py::object type = py::module_::import("arbllm_kernels.errors").attr("InputError");
+    const std::string text = std::string(what) + ": " + arb::message(status) + " (s [" + std::to_string(e.rows) + ", " +
+                             std::to_string(e.cols) + "])";
+    py::set_error(type, text.c_str());
+    throw py::error_already_set();
+}
+
+// Runs one of csrc's searches without holding the interpreter.
+template <typename Search>
+void run(const arb::Entries& e, const char* what, const Search& search) {
+    arb::Status status;
+    {
+        const py::gil_scoped_release released;
+        status = search();
+    }
+    check(status, e, what);
+}
+
+}  // namespace
+
+void register_solver(py::module_& m) {
+    py::class_<arb::Entries>(m, "Entries", "float32 s and uint8 members (address 0: all), both [rows, cols].")
+        .def(py::init([](uintptr_t s, uintptr_t members, int64_t rows, int64_t cols) {
+            return arb::Entries{pointer<const float>(s), pointer<const uint8_t>(members), rows, cols};
+        }));
+    m.def("salient_gains",
+          [](const arb::Entries& e, uintptr_t ranked, int64_t limit, int64_t threads, uintptr_t gains) {
+              run(e, "salient_gains", [&] {
+                  return arb::salient_gains(e, pointer<const int64_t>(ranked), limit, threads, pointer<double>(gains));
+              });
+          });
+    m.def("split_gains", [](const arb::Entries& e, uintptr_t thresholds, int64_t count, int64_t order, int64_t threads,
+                            uintptr_t gains) {
+        run(e, "split_gains", [&] {
+            return arb::split_gains(e, pointer<const float>(thresholds), count, order, threads, pointer<double>(gains));
+        });
+    });
+    m.def("order_statistics",
+          [](const arb::Entries& e, int64_t zeros, uintptr_t ranks, int64_t count, uintptr_t values) {
+              run(e, "order_statistics", [&] {
+                  return arb::order_statistics(e, zeros, pointer<const int64_t>(ranks), count, pointer<float>(values));
+              });
+          });
+}

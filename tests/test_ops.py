@@ -1,0 +1,83 @@
+"""torch.library ops: opcheck, gradients, torch.compile, dense path, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_packed
+
+from arbllm_kernels import ops
+from arbllm_kernels.errors import InputError
+from arbllm_kernels.packed import PackedWeight
+
+
+def make(**options: Any) -> PackedWeight:
+    return random_packed(12, 70, 32, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"mean": True, "col_scale": False}, {"salient_order": 1, "groups": 1}])
+def test_opcheck(options: dict[str, Any]) -> None:
+    args = ops.packed_args(make(**options))
+    torch.library.opcheck(torch.ops.arb.linear.default, (torch.randn(2, 3, 70, requires_grad=True), *args))
+    torch.library.opcheck(torch.ops.arb.linear_input_grad.default, (torch.randn(2, 12, requires_grad=True), *args))
+    torch.library.opcheck(torch.ops.arb.dequantize.default, args)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 40])
+@pytest.mark.parametrize("dense_batch", [1, 1000])
+def test_packed_and_dense_paths_agree_with_dequantize(
+    batch: int, dense_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "DENSE_BATCH", dense_batch)
+    monkeypatch.setattr(ops, "TILE_WEIGHTS", 300)  # several tiles, the last one shorter
+    pw = make()
+    x = torch.randn(batch, 70)
+    expected = x.double() @ pw.dequantize().double().T
+    torch.testing.assert_close(torch.ops.arb.linear(x, *ops.packed_args(pw)).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_gradient_of_x_is_dy_times_w(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "TILE_WEIGHTS", 300)
+    pw = make()
+    args = ops.packed_args(pw)
+    x = torch.randn(2, 3, 70, requires_grad=True)
+    dy = torch.randn(2, 3, 12, requires_grad=True)
+    (dx,) = torch.autograd.grad(torch.ops.arb.linear(x, *args), x, dy, create_graph=True)
+    torch.testing.assert_close(dx, dy @ pw.dequantize(), rtol=1e-5, atol=1e-4)
+    # The op is linear, so the gradient of its gradient is the op itself.
+    direction = torch.randn_like(x)
+    (ddy,) = torch.autograd.grad(dx, dy, direction)
+    torch.testing.assert_close(ddy, direction @ pw.dequantize().T, rtol=1e-5, atol=1e-4)
+
+
+def test_compiles_without_graph_breaks_and_with_gradients() -> None:
+    pw = make()
+    args = ops.packed_args(pw)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return (torch.ops.arb.linear(x, *args) * 2).sum()
+
+    x = torch.randn(3, 70, requires_grad=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), loss(x))
+    compiled(x).backward()
+    torch.testing.assert_close(x.grad, 2 * torch.ones(3, 12) @ pw.dequantize(), rtol=1e-5, atol=1e-4)
+
+
+def test_fake_shapes_and_dtypes() -> None:
+    pw = make().to("meta")
+    args = (*(t.to("meta") if isinstance(t, torch.Tensor) else t for t in ops.packed_args(make())[:-1]),)
+    sizes = ops.layout_sizes(pw.layout)
+    y = torch.ops.arb.linear(torch.empty(4, 2, 70, dtype=torch.bfloat16, device="meta"), *args, sizes)
+    assert y.shape == (4, 2, 12) and y.dtype == torch.bfloat16
+    assert torch.ops.arb.dequantize(*args, sizes).shape == (12, 70)
+
+
+def test_wrong_last_dimension_and_device_are_refused() -> None:
+    args = ops.packed_args(make())
+    with pytest.raises(InputError, match=r"\[2, 35\]: the last dimension must be 70"):
+        torch.ops.arb.linear(torch.randn(2, 35), *args)
+    with pytest.raises(InputError, match=r"no kernel for device cuda:0 .* kernels for: cpu\. Move the model"):
+        ops.check_device("arb.linear", torch.device("cuda:0"))
