@@ -1,4 +1,4 @@
-"""linear and ARBLinear: y = x W^T + bias with W a PackedWeight, in place of torch.nn.functional.linear and nn.Linear."""
+"""linear and ARBLinear: y = x W^T + bias with W a PackedWeight, in place of F.linear and nn.Linear."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class ARBLinear(nn.Module):
         for name, dtype in dtypes.items():
             self._buffers[name] = self._part(name).view(integers.get(dtype, dtype))
         try:
-            super()._apply(fn, recurse)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
             for name, dtype in dtypes.items():
                 self._buffers[name] = self._part(name).view(dtype)

@@ -6,8 +6,10 @@ The extension takes addresses and sizes; this module and ops.py are the only one
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from .errors import InputError
 
 try:
-    from . import _native as extension
+    extension: Any = importlib.import_module("._native", __package__)
 except ImportError as error:
     raise ImportError(
         f"the native extension of arbllm_kernels cannot be loaded ({error}): build it with `pip install .` or, in a "
