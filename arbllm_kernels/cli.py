@@ -104,6 +104,7 @@ def quantize(
         skip=tuple(skip or ()),
         resume=resume,
         overwrite=overwrite,
+        progress=True,
     )
     console.print(summary.table())
     _print_split(out)
