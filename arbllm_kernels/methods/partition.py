@@ -47,7 +47,7 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
         nonzero = part.abs()[remaining & (part != 0)]
         remaining = remaining & ~split(part, remaining, quantiles(nonzero, cfg.thresholds), order=2)
         group[:, columns] += remaining
-    residual = _salient_residual(s, salient, group, cfg) if S is not None else None
+    residual = salient_residual(s, salient, group, cfg) if S is not None else None
     columns = torch.nonzero(~salient)[:, 0]
     part = s[:, columns]
     remaining = torch.ones_like(part, dtype=torch.bool)
@@ -65,7 +65,7 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
 
 def salient_columns(s: Tensor, limit: int) -> Tensor:
     """bool [k]: the c columns of largest sum |s|, c in 1 .. limit - 1 minimising the order-2 error of both parts."""
-    n, k = s.shape
+    k = s.shape[1]
     ranked = s.abs().sum(0).argsort(descending=True, stable=True)[:limit]
     counts = torch.arange(1, ranked.numel(), device=s.device)  # the candidates c
     chosen = torch.zeros(k, dtype=torch.bool, device=s.device)
@@ -222,7 +222,7 @@ def quantiles(values: Tensor, number: int) -> Tensor:
     return torch.lerp(ordered[low], ordered[high], ranks - low).to(values.dtype)
 
 
-def _salient_residual(s: Tensor, salient: Tensor, group: Tensor, cfg: QuantConfig) -> Tensor:
+def salient_residual(s: Tensor, salient: Tensor, group: Tensor, cfg: QuantConfig) -> Tensor:
     """What ARB of order 2 leaves of s on the salient columns, 0 elsewhere."""
     residual = torch.zeros_like(s)
     for g in range(cfg.salient_groups):

@@ -6,6 +6,8 @@ rounded to their storage type.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,13 @@ BINARIZERS: dict[str, Binarizer] = {
 STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
 
 
-def quantize_weight(W: Tensor, H: Tensor, cfg: QuantConfig | None = None, S: Tensor | None = None) -> PackedWeight:
+Partitioner = Callable[[Tensor, Tensor, QuantConfig, "Tensor | None"], Partition]
+BACKENDS = ("auto", "native", "torch")
+
+
+def quantize_weight(
+    W: Tensor, H: Tensor, cfg: QuantConfig | None = None, S: Tensor | None = None, *, backend: str = "auto"
+) -> PackedWeight:
     """Binarize one weight matrix.
 
     Args:
@@ -35,21 +43,25 @@ def quantize_weight(W: Tensor, H: Tensor, cfg: QuantConfig | None = None, S: Ten
         H: [m, m], the raw (undamped) Hessian (2/N) sum x x^T of the layer's inputs.
         cfg: the method and its knobs; default ARB-RC + CGB.
         S: [m, m], mean over sequences of X^T X, read by ARB-X only; default H / 2, which is the same thing.
+        backend: "torch" for the plain path of this folder, "native" for csrc, "auto" for csrc where W is on the CPU.
+            Both find the same partition; only candidates whose errors tie to rounding may be told apart otherwise.
 
     Returns:
         The packed weight, on the device of W.
 
     Raises:
-        InputError: wrong shape or dtype, NaN or Inf, H not positive definite.
+        InputError: wrong shape or dtype, NaN or Inf, H not positive definite, a backend that cannot run here.
     """
     cfg = cfg or QuantConfig()
     _check_matrix("W", W)
     _check_square("H", H, W.shape[1])
-    return solve(W, hessian_factor(H.to(W.device), cfg.damp), cfg, H / 2 if S is None else S)[0]
+    return solve(W, hessian_factor(H.to(W.device), cfg.damp), cfg, H / 2 if S is None else S, backend=backend)[0]
 
 
 @torch.no_grad()
-def solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None = None) -> tuple[PackedWeight, float]:
+def solve(
+    W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None = None, *, backend: str = "auto"
+) -> tuple[PackedWeight, float]:
     """`quantize_weight` with a factorized Hessian; also returns the proxy loss 1/2 sum E^2.
 
     S (undamped, float [m, m]) is required by ARB-X and ignored by the others.
@@ -62,6 +74,7 @@ def solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None = None) 
         if S is None:
             raise InputError("ARB-X needs S, the mean over sequences of X^T X")
         _check_square("S", S, m)
+    search = _partitioner(backend, W.device)
     exponent = scale_exponent(float(W.abs().max()))
     work = W.float() * 2.0**-exponent  # powers of two: exact, and every epsilon below sees weights of magnitude 1
     work[:, factor.dead] = 0
@@ -70,7 +83,7 @@ def solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None = None) 
     for a in range(0, m, cfg.block_size):
         b = min(a + cfg.block_size, m)
         local = None if S is None or cfg.method != "arb-x" else S[a:b, a:b].to(work)
-        block = binarize_block(work[:, a:b], d[a:b], cfg, local).rounded(STORAGE[cfg.scale_dtype])
+        block = binarize_block(work[:, a:b], d[a:b], cfg, local, search).rounded(STORAGE[cfg.scale_dtype])
         error = (work[:, a:b] - block.values()) / d[a:b]
         if not bool(torch.isfinite(error).all()):
             raise InputError(
@@ -96,9 +109,23 @@ def solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None = None) 
         raise InputError(f"W {list(W.shape)} cannot be stored with {cfg.scale_dtype} scales: {error_}") from error_
 
 
-def binarize_block(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = None) -> Block:
+def _partitioner(backend: str, device: torch.device) -> Partitioner:
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r}: must be one of {', '.join(BACKENDS)}")
+    if backend == "torch" or (backend == "auto" and device.type != "cpu"):
+        return partition
+    if device.type != "cpu":
+        raise InputError(f"backend 'native' runs on the CPU and W is on {device}: move it or use backend='torch'")
+    from .. import native_solver  # here, because it imports this folder
+
+    return native_solver.partition
+
+
+def binarize_block(
+    weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = None, search: Partitioner = partition
+) -> Block:
     """Partition one block [n, k] and binarize every zone of it on its own; scales are float32 yet."""
-    zones = partition(weight, d, cfg, S)
+    zones = search(weight, d, cfg, S)
     binarize = BINARIZERS[cfg.method]
     result = _BlockUnderWork(weight, zones, cfg)
     for salient in (True, False):

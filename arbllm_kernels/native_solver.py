@@ -1,0 +1,154 @@
+"""The solver's hot part in csrc, for float32 tensors on the CPU: the partition search.
+
+Its oracle is methods/partition.py: the same steps and candidates and, rounding in ties apart, the same winners. csrc
+sums the gains; ranking columns, taking the best candidate and, for ARB-X, judging splits by tr(R S R^T) stay in torch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import QuantConfig
+from .errors import InputError
+from .methods.partition import Partition, salient_residual, split_by_output
+from .native import extension
+
+
+def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = None) -> Partition:
+    """Search the partition of one block. weight: float32 [n, k]; d: [k], the diagonal of U; S: [k, k], for ARB-X only.
+
+    Raises:
+        InputError: not float32 on the CPU, or sensitivities w^2 / d^2 that overflow float32.
+    """
+    s = (weight / d).square() if cfg.metric == "hessian" else weight
+    salient = salient_columns(s, cfg.max_salient)
+    group = torch.zeros(s.shape, dtype=torch.int64)
+    columns = torch.nonzero(salient)[:, 0]
+    part = s[:, columns]
+    remaining: Tensor | None = None  # all of the part
+    for _ in range(cfg.salient_groups - 1):
+        thresholds = quantiles(part, remaining, None, cfg.thresholds)
+        remaining = _low_side(part, remaining, split(part, remaining, thresholds, order=2))
+        group[:, columns] += remaining
+    residual = salient_residual(s, salient, group, cfg) if S is not None else None
+    columns = torch.nonzero(~salient)[:, 0]
+    part = s[:, columns]
+    remaining = None
+    for _ in range(cfg.groups - 1):
+        thresholds = quantiles(part, remaining, s.numel(), cfg.thresholds)
+        if S is None or residual is None:
+            remaining = _low_side(part, remaining, split(part, remaining, thresholds, order=1))
+        else:
+            members = torch.ones_like(part, dtype=torch.bool) if remaining is None else remaining
+            high, residual = split_by_output(part, columns, members, thresholds, residual, S)
+            remaining = members & ~high
+        group[:, columns] += remaining
+    return Partition(salient, group)
+
+
+def salient_columns(s: Tensor, limit: int) -> Tensor:
+    """bool [k]: the c columns of largest sum |s|, c in 1 .. limit - 1 minimising the order-2 error of both parts."""
+    _check("s", s, torch.float32)
+    scores = s.abs().sum(0)
+    if not bool(torch.isfinite(scores).all()) and not bool(torch.isfinite(s).all()):
+        raise InputError(f"s {list(s.shape)} holds NaN or Inf: a sensitivity w^2 / d^2 left the range of float32")
+    ranked = scores.argsort(descending=True, stable=True)[:limit].contiguous()
+    chosen = torch.zeros(s.shape[1], dtype=torch.bool)
+    if len(ranked) > 1:
+        chosen[ranked[: 1 + int(salient_gains(s, ranked).argmax())]] = True
+    return chosen
+
+
+def salient_gains(s: Tensor, ranked: Tensor) -> Tensor:
+    """float64 [len(ranked) - 1]: what c = 1, 2, .. columns of `ranked` (int64) gain. s: float32 [n, k]."""
+    _check("s", s, torch.float32)
+    _check("ranked", ranked, torch.int64, 1)
+    if not 1 < len(ranked) <= s.shape[1]:
+        raise InputError(f"ranked {list(ranked.shape)} must list 2 .. {s.shape[1]} columns of s {list(s.shape)}")
+    if int(ranked.min()) < 0 or int(ranked.max()) >= s.shape[1]:
+        raise InputError(f"ranked names a column outside 0 .. {s.shape[1] - 1} of s {list(s.shape)}")
+    s, ranked = s.contiguous(), ranked.contiguous()
+    gains = torch.empty(len(ranked) - 1, dtype=torch.float64)
+    extension.salient_gains(
+        _entries(s, None), ranked.data_ptr(), len(ranked), torch.get_num_threads(), gains.data_ptr()
+    )
+    return gains
+
+
+def split(s: Tensor, members: Tensor | None, thresholds: Tensor, order: int) -> float:
+    """The threshold t for which splitting the members at |s| >= t has the least error."""
+    return float(thresholds[split_gains(s, members, thresholds, order).argmax()])
+
+
+def split_gains(s: Tensor, members: Tensor | None, thresholds: Tensor, order: int) -> Tensor:
+    """float64 [q]: what each of the float32 thresholds [q] gains with `order` planes on both sides.
+
+    s: float32 [n, c]; members: bool [n, c], or None for all.
+    """
+    _check("thresholds", thresholds, torch.float32, 1)
+    if thresholds.numel() == 0 or order not in (1, 2):
+        raise InputError(f"split: thresholds {list(thresholds.shape)} must be a non-empty list, order {order} 1 or 2")
+    s, members = _part(s, members)
+    thresholds = thresholds.contiguous()
+    gains = torch.zeros(len(thresholds), dtype=torch.float64)
+    if s.numel() == 0:
+        return gains
+    extension.split_gains(
+        _entries(s, members),
+        thresholds.data_ptr(),
+        len(thresholds),
+        order,
+        torch.get_num_threads(),
+        gains.data_ptr(),
+    )
+    return gains
+
+
+def quantiles(s: Tensor, members: Tensor | None, total: int | None, number: int) -> Tensor:
+    """`number` evenly spaced quantiles, 10 % to 90 %, of the members' |s|; float32.
+
+    The non-zero members count, and as many zeros as make `total` values of them (None: no zeros). 0 if there are none.
+    """
+    s, members = _part(s, members)
+    nonzero = int(torch.count_nonzero(s if members is None else s * members))
+    total = nonzero if total is None else total
+    if total < nonzero:
+        raise InputError(f"quantiles: {nonzero} non-zero members of s {list(s.shape)} cannot be {total} values")
+    if total == 0:
+        return torch.zeros(1)
+    ranks = torch.linspace(0.1, 0.9, number, dtype=torch.float64) * (total - 1)
+    both = torch.stack([ranks.floor(), ranks.ceil()]).long()
+    values = torch.empty(both.shape, dtype=torch.float32)
+    extension.order_statistics(_entries(s, members), total - nonzero, both.data_ptr(), both.numel(), values.data_ptr())
+    low, high = values.double()
+    return torch.lerp(low, high, ranks - both[0]).float()
+
+
+def _low_side(s: Tensor, members: Tensor | None, threshold: float) -> Tensor:
+    low = s.abs() < threshold
+    return low if members is None else low & members
+
+
+def _part(s: Tensor, members: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    _check("s", s, torch.float32)
+    if members is None:
+        return s.contiguous(), None
+    _check("members", members, torch.bool)
+    if members.shape != s.shape:
+        raise InputError(f"members {list(members.shape)} must have the shape of s {list(s.shape)}")
+    return s.contiguous(), members.contiguous()
+
+
+def _check(name: str, t: Tensor, dtype: torch.dtype, ndim: int = 2) -> None:
+    if t.dtype != dtype or t.device.type != "cpu":
+        raise InputError(
+            f"native solver: {name} is {t.dtype} {list(t.shape)} on {t.device}, must be {dtype} on the CPU"
+        )
+    if t.ndim != ndim:
+        raise InputError(f"native solver: {name} must have {ndim} dimensions, has shape {list(t.shape)}")
+
+
+def _entries(s: Tensor, members: Tensor | None) -> extension.Entries:
+    """The native view; the caller keeps the tensors alive while it is used."""
+    return extension.Entries(s.data_ptr(), 0 if members is None else members.data_ptr(), *s.shape)
