@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .ops import check_device, layout_sizes, packed_args
+from .ops import DEQUANTIZE, LINEAR, check_device, layout_sizes, packed_args
 from .packed import PARTS, Layout, PackedWeight, block_counts, storage_order, unpack_bits
 
 X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,7 +31,7 @@ def linear(x: Tensor, pw: PackedWeight, bias: Tensor | None = None) -> Tensor:
         InputError: wrong last dimension, dtype or device; the message says which.
     """
     _check_input(x, pw.layout, pw.sign.device)
-    return _add_bias(torch.ops.arb.linear(x, *packed_args(pw)), bias)
+    return _add_bias(LINEAR(x, *packed_args(pw)), bias)
 
 
 class ARBLinear(nn.Module):
@@ -121,14 +121,14 @@ class ARBLinear(nn.Module):
     def dequantize(self) -> Tensor:
         """The dense weight, float32 [n, m]."""
         check_device("ARBLinear.dequantize", self._part("sign").device)
-        dense: Tensor = torch.ops.arb.dequantize(*self._packed_args())
+        dense: Tensor = DEQUANTIZE(*self._packed_args())
         return dense
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., m] -> [..., n] in the dtype of x. Raises InputError as `linear` does."""
         args = self._packed_args()
         _check_input(x, self.layout, args[0].device)
-        return _add_bias(torch.ops.arb.linear(x, *args), self.bias)
+        return _add_bias(LINEAR(x, *args), self.bias)
 
     def extra_repr(self) -> str:
         packed = self.packed

@@ -172,7 +172,7 @@ def _linear_input_grad_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, .
     return (ddy, *[None] * 10)
 
 
-# ---- registration: Library.define/impl, which costs less per call than torch.library.custom_op (bench/gemv.py)
+# ---- registration: Library.define/impl; bench/gemv.py --overhead compares its cost per call with custom_op's
 
 _LIBRARY = torch.library.Library("arb", "DEF")
 _FAKES = {"linear": _linear_fake, "linear_input_grad": _linear_input_grad_fake, "dequantize": _dequantize_fake}
@@ -204,3 +204,7 @@ def _register() -> None:
 
 
 _register()
+
+# The overloads themselves: looking one up through torch.ops.arb costs as much as the dispatch.
+LINEAR: Any = torch.ops.arb.linear.default
+DEQUANTIZE: Any = torch.ops.arb.dequantize.default

@@ -135,14 +135,15 @@ def overhead(rounds: int) -> None:
     args, tiny = ops.packed_args(pw), random_packed(1, 1, 1)
     tiny_args, one = ops.packed_args(tiny), torch.randn(1, 1)
     custom = torch.library.custom_op("arb_bench::linear", ops._linear_cpu, mutates_args=(), schema=_schema())
+    custom.register_autograd(ops._linear_backward, setup_context=ops._save_packed)
     torch.set_num_threads(1)
     with torch.no_grad():
         seconds = median_times(
             {
                 "ARBLinear 576 x 576": lambda i: layer(x),
-                "arb::linear 576 x 576": lambda i: torch.ops.arb.linear(x, *args),
+                "arb::linear 576 x 576": lambda i: ops.LINEAR(x, *args),
                 "nn.Linear 576 x 576": lambda i: dense(x),
-                "arb::linear 1 x 1 (Library.define)": lambda i: torch.ops.arb.linear(one, *tiny_args),
+                "arb::linear 1 x 1 (Library.define)": lambda i: ops.LINEAR(one, *tiny_args),
                 "the same through custom_op": lambda i: custom(one, *tiny_args),
                 "the Python function itself": lambda i: ops._linear_cpu(one, *tiny_args),
             },
