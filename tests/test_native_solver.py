@@ -1,0 +1,222 @@
+"""The native solver finds what methods/ finds: the same gains, thresholds, columns and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import direct_search
+import pytest
+import torch
+from torch import Tensor
+
+from arbllm_kernels import native_solver as native
+from arbllm_kernels.config import METHODS, QuantConfig
+from arbllm_kernels.errors import InputError
+from arbllm_kernels.methods import partition as oracle
+from arbllm_kernels.methods import quantize_weight
+from arbllm_kernels.methods.solve import BACKENDS
+
+SHAPES = [(1, 1), (1, 2), (5, 2), (1, 128), (33, 30), (7, 72), (66, 128), (17, 256)]
+TIE = 1e-12  # two candidates whose gains agree to this may be told apart differently
+
+
+def heavy(n: int, k: int) -> Tensor:
+    """w^2 / d^2 as the solver meets it: heavy-tailed, with column structure."""
+    weight = torch.randn(n, k) * torch.rand(k).mul(2).exp() * torch.rand(n, 1).add(0.5)
+    return (weight / (0.2 + torch.rand(k))).square()
+
+
+def with_zeros(n: int, k: int) -> Tensor:
+    s = heavy(n, k)
+    s[:, ::3] = 0
+    s[::4] = 0
+    return s
+
+
+KINDS: dict[str, Callable[[int, int], Tensor]] = {
+    "heavy": heavy,
+    "signed": lambda n, k: torch.randn(n, k) * torch.rand(k).exp(),
+    "with zeros": with_zeros,
+    "zero": torch.zeros,
+    "ties": lambda n, k: torch.randint(-2, 3, (n, k)).float(),
+    "constant rows": lambda n, k: torch.rand(n, 1).expand(n, k).contiguous(),
+    "huge": lambda n, k: heavy(n, k) * 1e30,
+    "tiny": lambda n, k: heavy(n, k) * 1e-40,
+    "mixed magnitudes": lambda n, k: torch.randn(n, k).mul(20).clamp(max=80).exp(),
+}
+ROUNDING_DECIDES = {"ties", "constant rows", "zero"}  # kinds made of ties
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def torch_gains(monkeypatch: pytest.MonkeyPatch, search: Callable[[], object]) -> Tensor:
+    """The gains that a search of methods/partition.py sums up: those of its two parts, over all chunks of rows."""
+    parts: list[Tensor] = []
+
+    def recorded(*args: object, **kwargs: object) -> Tensor:
+        parts.append(torch_partition_gain(*args, **kwargs))
+        return parts[-1]
+
+    torch_partition_gain = oracle.gain
+    with monkeypatch.context() as patch:
+        patch.setattr(oracle, "gain", recorded)
+        search()
+    return torch.stack(parts).sum(0)
+
+
+def assert_same_choice(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11 * float(expected.abs().max()))
+    if int(found.argmax()) != int(expected.argmax()):
+        assert float(expected[found.argmax()]) >= float(expected.max()) * (1 - TIE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize("limit", [2, 50])
+def test_gains_of_salient_columns(n, k, limit, kind, monkeypatch):
+    s = KINDS[kind](n, k)
+    ranked = s.abs().sum(0).argsort(descending=True, stable=True)[:limit]
+    if len(ranked) < 2:
+        assert not bool(native.salient_columns(s, limit).any())
+        return
+    expected = torch_gains(monkeypatch, lambda: oracle.salient_columns(s, limit))
+    assert_same_choice(native.salient_gains(s, ranked), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gains_of_splits(n, k, order, masked, kind, monkeypatch):
+    s = KINDS[kind](n, k)
+    members = torch.rand(n, k) < 0.6 if masked else torch.ones(n, k, dtype=torch.bool)
+    thresholds = oracle.quantiles(s.abs()[members], 81)
+    expected = torch_gains(monkeypatch, lambda: oracle.split(s, members, thresholds, order))
+    found = native.split_gains(s, members if masked else None, thresholds, order)
+    assert_same_choice(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize("number", [1, 81])
+def test_quantiles_are_the_same_bits(n, k, number, kind):
+    s = KINDS[kind](n, k)
+    for members in (None, torch.rand(n, k) < 0.5, torch.zeros(n, k, dtype=torch.bool)):
+        inside = torch.ones(n, k, dtype=torch.bool) if members is None else members
+        assert torch.equal(
+            native.quantiles(s, members, None, number), oracle.quantiles(s.abs()[inside & (s != 0)], number)
+        )
+        with_salient = torch.cat([(s.abs() * inside).flatten(), torch.zeros(3 * n)])
+        assert torch.equal(
+            native.quantiles(s, members, with_salient.numel(), number), oracle.quantiles(with_salient, number)
+        )
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - ROUNDING_DECIDES))
+@pytest.mark.parametrize(("groups", "cgb"), [(1, False), (2, False), (2, True), (4, True)])
+@pytest.mark.parametrize("metric", ["hessian", "magnitude"])
+@pytest.mark.parametrize(("n", "k"), [(40, 1), (40, 2), (66, 128), (31, 72)])
+def test_same_partition(n, k, metric, groups, cgb, kind):
+    s = KINDS[kind](n, k)
+    weight = s.abs().sqrt() if metric == "hessian" else s
+    cfg = QuantConfig(groups=groups, cgb=cgb, metric=metric)
+    expected, found = (p(weight, torch.ones(k), cfg) for p in (oracle.partition, native.partition))
+    assert torch.equal(found.salient, expected.salient)
+    if not torch.equal(found.group, expected.group):  # few entries are fitted exactly by several thresholds: a tie
+        s = (weight.square() if metric == "hessian" else weight).double()
+        zones = [direct_search.zones(expected.salient, p.group, groups) for p in (found, expected)]
+        errors = [direct_search.squared_error(s, z) for z in zones]
+        assert k <= 2 or groups == 4
+        assert abs(errors[0] - errors[1]) <= TIE * float(s.square().sum())
+
+
+def test_wide_blocks():
+    """Nothing is sized by a usual k."""
+    s = heavy(3, 5000)
+    cfg = QuantConfig(block_size=65536, metric="magnitude", max_salient=20, thresholds=7)
+    expected, found = (p(s, torch.ones(5000), cfg) for p in (oracle.partition, native.partition))
+    assert torch.equal(found.salient, expected.salient)
+    assert torch.equal(found.group, expected.group)
+
+
+def test_threads_change_no_digit(threads):
+    torch.manual_seed(1)
+    s = heavy(5000, 40)  # more rows than 256 chunks of 16
+    ranked = s.sum(0).argsort(descending=True)
+    thresholds = native.quantiles(s, None, None, 81)
+    torch.set_num_threads(1)
+    alone = native.salient_gains(s, ranked), native.split_gains(s, None, thresholds, 2)
+    torch.set_num_threads(threads)
+    assert torch.equal(native.salient_gains(s, ranked), alone[0])
+    assert torch.equal(native.split_gains(s, None, thresholds, 2), alone[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cgb", [False, True])
+def test_backends_agree(method, cgb):
+    """Whole matrices, with a short last block."""
+    W, x = torch.randn(48, 150) * torch.rand(150).exp(), torch.randn(400, 150)
+    cfg = QuantConfig(method=method, cgb=cgb, block_size=64)
+    packed = {b: quantize_weight(W, x.T @ x, cfg, backend=b) for b in BACKENDS}
+    assert torch.equal(packed["native"].salient, packed["torch"].salient)
+    assert torch.equal(packed["native"].group, packed["torch"].group)
+    assert torch.equal(packed["auto"].dequantize(), packed["native"].dequantize())
+    torch.testing.assert_close(packed["native"].dequantize(), packed["torch"].dequantize(), rtol=1e-2, atol=1e-4)
+
+
+def test_auto_runs_native_code(monkeypatch):
+    calls = []
+    monkeypatch.setattr(native, "partition", lambda *args: calls.append(1) or oracle.partition(*args))
+    W, H = torch.randn(4, 32), torch.eye(32)
+    quantize_weight(W, H)
+    assert calls == [1]
+    quantize_weight(W, H, backend="torch")
+    assert calls == [1]
+
+
+def test_backend_errors():
+    from arbllm_kernels.methods.solve import _partitioner
+
+    with pytest.raises(InputError, match=r"backend 'gpu': must be one of auto, native, torch"):
+        quantize_weight(torch.randn(4, 8), torch.eye(8), backend="gpu")
+    with pytest.raises(InputError, match=r"on the CPU and W is on cuda:0"):
+        _partitioner("native", torch.device("cuda:0"))
+    assert _partitioner("auto", torch.device("cuda:0")) is oracle.partition
+
+
+def test_bad_arguments():
+    s = torch.rand(4, 8)
+    ranked = torch.arange(8)
+    with pytest.raises(InputError, match=r"s is torch.float64 \[4, 8\] on cpu, must be torch.float32"):
+        native.salient_columns(s.double(), 50)
+    with pytest.raises(InputError, match=r"s must have 2 dimensions, has shape \[32\]"):
+        native.salient_columns(s.flatten(), 50)
+    with pytest.raises(InputError, match=r"s \[4, 8\] holds NaN or Inf"):
+        native.salient_columns(s.masked_fill(s == s.max(), float("nan")), 50)
+    with pytest.raises(InputError, match=r"ranked names a column outside 0 .. 7"):
+        native.salient_gains(s, ranked + 1)
+    with pytest.raises(InputError, match=r"ranked \[9\] must list 2 .. 8 columns"):
+        native.salient_gains(s, torch.arange(9))
+    with pytest.raises(InputError, match=r"order 3 1 or 2"):
+        native.split_gains(s, None, torch.ones(1), 3)
+    with pytest.raises(InputError, match=r"thresholds \[0\] must be a non-empty list"):
+        native.split_gains(s, None, torch.ones(0), 1)
+    with pytest.raises(InputError, match=r"members \[4, 7\] must have the shape of s \[4, 8\]"):
+        native.split_gains(s, torch.ones(4, 7, dtype=torch.bool), torch.ones(1), 1)
+    with pytest.raises(InputError, match=r"32 non-zero members of s \[4, 8\] cannot be 31 values"):
+        native.quantiles(s, None, 31, 5)
+
+
+def test_nan_never_leads_astray():
+    """Whatever the values, nothing outside the arrays is read; the result means nothing."""
+    s = torch.full((20, 40), float("nan"))
+    s[::2, ::2] = float("inf")
+    assert native.salient_gains(s, torch.arange(40)).shape == (39,)
+    assert native.split_gains(s, None, torch.tensor([float("nan"), 1.0, -1.0]), 2).shape == (3,)
+    assert native.quantiles(s, None, None, 5).shape == (5,)
