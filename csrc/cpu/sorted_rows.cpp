@@ -1,20 +1,26 @@
 #include "sorted_rows.h"
 
-#include <algorithm>
+#include <cstring>
 #include <limits>
 
 namespace arb {
 namespace {
 
+// Four floats, the vector that every 64-bit processor has.
+using Floats = float __attribute__((vector_size(16)));
+constexpr int64_t kWidth = 4;
+
 // Orders entry by entry. Both outcomes of a comparison keep the two values, so even NaN neither vanishes nor doubles.
 void exchange(float* low, float* high) {
-    float small[kLanes], large[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) {
-        small[i] = low[i] < high[i] ? low[i] : high[i];
-        large[i] = low[i] < high[i] ? high[i] : low[i];
+    for (int64_t i = 0; i < kLanes; i += kWidth) {
+        Floats a, b;
+        std::memcpy(&a, low + i, sizeof a);
+        std::memcpy(&b, high + i, sizeof b);
+        const Floats small = a < b ? a : b;
+        const Floats large = a < b ? b : a;
+        std::memcpy(low + i, &small, sizeof a);
+        std::memcpy(high + i, &large, sizeof b);
     }
-    std::copy(small, small + kLanes, low);
-    std::copy(large, large + kLanes, high);
 }
 
 }  // namespace
