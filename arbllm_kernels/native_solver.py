@@ -1,7 +1,8 @@
-"""The solver's hot part in csrc, for float32 tensors on the CPU: the partition search.
+"""The solver's hot part in csrc, for float32 tensors on the CPU: partition search and binarizers.
 
-Its oracle is methods/partition.py: the same steps and candidates and, rounding in ties apart, the same winners. csrc
-sums the gains; ranking columns, taking the best candidate and, for ARB-X, judging splits by tr(R S R^T) stay in torch.
+The oracle is methods/: the same steps and candidates and, where nothing ties to rounding, the same partition and
+planes. csrc sums the gains and fits the zones; ranking columns, taking the best candidate and what ARB-X needs S for
+stay in torch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from .config import QuantConfig
 from .errors import InputError
+from .methods import arb_x
+from .methods.binarize import Binarizer, Fit, Zone
 from .methods.partition import Partition, salient_residual, split_by_output
 from .native import extension
 
@@ -31,7 +34,7 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
         thresholds = quantiles(part, remaining, None, cfg.thresholds)
         remaining = _low_side(part, remaining, split(part, remaining, thresholds, order=2))
         group[:, columns] += remaining
-    residual = salient_residual(s, salient, group, cfg) if S is not None else None
+    residual = salient_residual(s, salient, group, cfg, fit_arb) if S is not None else None
     columns = torch.nonzero(~salient)[:, 0]
     part = s[:, columns]
     remaining = None
@@ -123,6 +126,67 @@ def quantiles(s: Tensor, members: Tensor | None, total: int | None, number: int)
     extension.order_statistics(_entries(s, members), total - nonzero, both.data_ptr(), both.numel(), values.data_ptr())
     low, high = values.double()
     return torch.lerp(low, high, ranks - both[0]).float()
+
+
+def fit_billm(zone: Zone, order: int, iters: int = 0) -> Fit:
+    """As methods/billm.py: where ARB starts."""
+    return fit_arb(zone, order, 0)
+
+
+def fit_arb(zone: Zone, order: int, iters: int) -> Fit:
+    """As methods/arb.py, for a float32 zone. Its scales are rounded once, from double."""
+    s, members = _part(zone.weight, zone.mask)
+    planes, row_scale = _outputs(s, order, iters)
+    mean = torch.zeros(len(s))
+    if s.numel():
+        extension.fit_arb(
+            _entries(s, members),
+            order,
+            iters,
+            torch.get_num_threads(),
+            planes.data_ptr(),
+            row_scale.data_ptr(),
+            mean.data_ptr(),
+        )
+    return Fit(list(planes), row_scale, mean=mean)
+
+
+def fit_arb_x(zone: Zone, order: int, iters: int) -> Fit:
+    """As methods/arb_x.py; only its first half, ARB, is native."""
+    return arb_x.refine(zone, fit_arb(zone, order, iters), iters)
+
+
+def fit_arb_rc(zone: Zone, order: int, iters: int) -> Fit:
+    """As methods/arb_rc.py, for a float32 zone."""
+    s, members = _part(zone.weight, zone.mask)
+    planes, row_scale = _outputs(s, order, iters)
+    col_scale = torch.zeros(order, s.shape[1])
+    if s.numel():
+        extension.fit_arb_rc(
+            _entries(s, members),
+            order,
+            iters,
+            torch.get_num_threads(),
+            planes.data_ptr(),
+            row_scale.data_ptr(),
+            col_scale.data_ptr(),
+        )
+    return Fit(list(planes), row_scale, col_scale=col_scale)
+
+
+BINARIZERS: dict[str, Binarizer] = {
+    "billm": fit_billm,
+    "arb": fit_arb,
+    "arb-x": fit_arb_x,
+    "arb-rc": fit_arb_rc,
+}
+
+
+def _outputs(s: Tensor, order: int, iters: int) -> tuple[Tensor, Tensor]:
+    """Planes, bool [order, n, c], and row scales [n, order], for csrc to fill."""
+    if order not in (1, 2) or iters < 0:
+        raise InputError(f"native solver: order {order} must be 1 or 2 and iters {iters} at least 0")
+    return torch.zeros(order, *s.shape, dtype=torch.bool), torch.zeros(len(s), order)
 
 
 def _low_side(s: Tensor, members: Tensor | None, threshold: float) -> Tensor:

@@ -62,4 +62,18 @@ void register_solver(py::module_& m) {
                   return arb::order_statistics(e, zeros, pointer<const int64_t>(ranks), count, pointer<float>(values));
               });
           });
+    m.def("fit_arb", [](const arb::Entries& e, int64_t order, int64_t iters, int64_t threads, uintptr_t planes,
+                        uintptr_t row_scale, uintptr_t mean) {
+        run(e, "fit_arb", [&] {
+            return arb::fit_arb(e, order, iters, threads, pointer<uint8_t>(planes), pointer<float>(row_scale),
+                                pointer<float>(mean));
+        });
+    });
+    m.def("fit_arb_rc", [](const arb::Entries& e, int64_t order, int64_t iters, int64_t threads, uintptr_t planes,
+                           uintptr_t row_scale, uintptr_t col_scale) {
+        run(e, "fit_arb_rc", [&] {
+            return arb::fit_arb_rc(e, order, iters, threads, pointer<uint8_t>(planes), pointer<float>(row_scale),
+                                   pointer<float>(col_scale));
+        });
+    });
 }

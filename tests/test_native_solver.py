@@ -13,8 +13,9 @@ from arbllm_kernels import native_solver as native
 from arbllm_kernels.config import METHODS, QuantConfig
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.methods import partition as oracle
-from arbllm_kernels.methods import quantize_weight
-from arbllm_kernels.methods.solve import BACKENDS
+from arbllm_kernels.methods import hessian_factor, quantize_weight, solve
+from arbllm_kernels.methods.binarize import Fit, Zone
+from arbllm_kernels.methods.solve import BACKENDS, BINARIZERS, TORCH, _backend
 
 SHAPES = [(1, 1), (1, 2), (5, 2), (1, 128), (33, 30), (7, 72), (66, 128), (17, 256)]
 TIE = 1e-12  # two candidates whose gains agree to this may be told apart differently
@@ -157,17 +158,77 @@ def test_threads_change_no_digit(threads):
     assert torch.equal(native.split_gains(s, None, thresholds, 2), alone[1])
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_fits_do_not_depend_on_threads(threads, order):
+    torch.manual_seed(1)
+    z = Zone(torch.randn(1000, 37), torch.rand(1000, 37) < 0.5)
+    found = [native.BINARIZERS[m](z, order, 5).values() for m in ("arb", "arb-rc")]
+    torch.set_num_threads(1)
+    for method, values in zip(("arb", "arb-rc"), found, strict=True):
+        assert torch.equal(values, native.BINARIZERS[method](z, order, 5).values())
+
+
+FIT_KINDS: dict[str, Callable[[int, int], Tensor]] = {
+    "normal": lambda n, k: torch.randn(n, k) + 0.1,
+    "with zeros": lambda n, k: torch.randn(n, k) * (torch.rand(n, k) < 0.5) * (torch.rand(n, 1) < 0.7),
+    "zero": torch.zeros,
+    "constant rows": lambda n, k: torch.randn(n, 1).expand(n, k).contiguous(),
+    "outlier": lambda n, k: torch.randn(n, k).mul(2).exp() * torch.randn(n, k).sign(),
+}
+
+
+def squared_error(z: Zone, fit: Fit) -> float:
+    return float(((z.weight - fit.values()) * z.mask).double().square().sum())
+
+
+@pytest.mark.parametrize("method", ["billm", "arb", "arb-rc"])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", FIT_KINDS)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 3), (33, 30), (130, 109)])
+def test_same_fit(n, k, kind, order, method):
+    """Values to 1e-5 of the largest weight; planes wherever they decide something."""
+    for mask in (torch.ones(n, k, dtype=torch.bool), torch.rand(n, k) < 0.5, torch.zeros(n, k, dtype=torch.bool)):
+        z = Zone(FIT_KINDS[kind](n, k), mask)
+        largest = float(z.weight.abs().max())
+        for iters in (0, 1, 15):
+            expected = BINARIZERS[method](z, order, iters)
+            found = native.BINARIZERS[method](z, order, iters)
+            torch.testing.assert_close(
+                found.values() * mask, expected.values() * mask, rtol=0, atol=1e-5 * largest + 1e-30
+            )
+            assert squared_error(z, found) <= squared_error(z, expected) * (1 + 1e-5) + 1e-9 * largest**2 * n * k
+            if kind == "normal" and n > 5:
+                for b, b_expected in zip(found.planes, expected.planes, strict=True):
+                    assert torch.equal(b & mask, b_expected & mask)
+                torch.testing.assert_close(found.row_scale, expected.row_scale, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_fits_are_not_trivial(order):
+    """Refinement lowers the error, and the planes have both signs."""
+    z = Zone(torch.randn(64, 100), torch.rand(64, 100) < 0.8)
+    for method in ("arb", "arb-rc"):
+        before, after = (native.BINARIZERS[method](z, order, t) for t in (0, 15))
+        assert squared_error(z, after) < squared_error(z, before)
+        assert all(0.3 < float(b.float().mean()) < 0.7 for b in after.planes)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("cgb", [False, True])
 def test_backends_agree(method, cgb):
-    """Whole matrices, with a short last block."""
+    """The first block has the same zones. After it, a scale that another rounding stores one fp16 step away shifts what
+    is propagated, so whole matrices agree in their loss."""
     W, x = torch.randn(48, 150) * torch.rand(150).exp(), torch.randn(400, 150)
+    H = x.T @ x
     cfg = QuantConfig(method=method, cgb=cgb, block_size=64)
-    packed = {b: quantize_weight(W, x.T @ x, cfg, backend=b) for b in BACKENDS}
-    assert torch.equal(packed["native"].salient, packed["torch"].salient)
-    assert torch.equal(packed["native"].group, packed["torch"].group)
-    assert torch.equal(packed["auto"].dequantize(), packed["native"].dequantize())
-    torch.testing.assert_close(packed["native"].dequantize(), packed["torch"].dequantize(), rtol=1e-2, atol=1e-4)
+    first = {b: quantize_weight(W[:, :64], H[:64, :64], cfg, backend=b) for b in BACKENDS}
+    assert torch.equal(first["native"].salient, first["torch"].salient)
+    assert torch.equal(first["native"].group, first["torch"].group)
+    assert torch.equal(first["native"].sign, first["torch"].sign)
+    torch.testing.assert_close(first["native"].dequantize(), first["torch"].dequantize(), rtol=2e-3, atol=1e-5)
+    factor = hessian_factor(H, cfg.damp)
+    losses = {b: solve(W, factor, cfg, H / 2, backend=b)[1] for b in BACKENDS}
+    assert losses["auto"] == losses["native"] == pytest.approx(losses["torch"], rel=1e-2)
 
 
 def test_auto_runs_native_code(monkeypatch):
@@ -181,13 +242,11 @@ def test_auto_runs_native_code(monkeypatch):
 
 
 def test_backend_errors():
-    from arbllm_kernels.methods.solve import _partitioner
-
     with pytest.raises(InputError, match=r"backend 'gpu': must be one of auto, native, torch"):
         quantize_weight(torch.randn(4, 8), torch.eye(8), backend="gpu")
     with pytest.raises(InputError, match=r"on the CPU and W is on cuda:0"):
-        _partitioner("native", torch.device("cuda:0"))
-    assert _partitioner("auto", torch.device("cuda:0")) is oracle.partition
+        _backend("native", torch.device("cuda:0"))
+    assert _backend("auto", torch.device("cuda:0")) is TORCH
 
 
 def test_bad_arguments():
@@ -209,6 +268,10 @@ def test_bad_arguments():
         native.split_gains(s, None, torch.ones(0), 1)
     with pytest.raises(InputError, match=r"members \[4, 7\] must have the shape of s \[4, 8\]"):
         native.split_gains(s, torch.ones(4, 7, dtype=torch.bool), torch.ones(1), 1)
+    with pytest.raises(InputError, match=r"order 3 must be 1 or 2 and iters 15"):
+        native.fit_arb(Zone(s, s > 0), 3, 15)
+    with pytest.raises(InputError, match=r"iters -1 at least 0"):
+        native.fit_arb_rc(Zone(s, s > 0), 1, -1)
     with pytest.raises(InputError, match=r"32 non-zero members of s \[4, 8\] cannot be 31 values"):
         native.quantiles(s, None, 31, 5)
 
@@ -220,3 +283,5 @@ def test_nan_never_leads_astray():
     assert native.salient_gains(s, torch.arange(40)).shape == (39,)
     assert native.split_gains(s, None, torch.tensor([float("nan"), 1.0, -1.0]), 2).shape == (3,)
     assert native.quantiles(s, None, None, 5).shape == (5,)
+    for fit in (native.fit_arb, native.fit_arb_rc):
+        assert fit(Zone(s, s != 0), 2, 3).row_scale.shape == (20, 2)

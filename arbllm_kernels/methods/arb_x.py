@@ -17,9 +17,13 @@ EPS = 1e-10
 
 def binarize(zone: Zone, order: int, iters: int) -> Fit:
     """`iters` iterations of ARB, then `iters` of equation 11 with B held."""
+    return refine(zone, arb.binarize(zone, order, iters), iters)
+
+
+def refine(zone: Zone, fit: Fit, iters: int) -> Fit:
+    """Equation 11: `iters` rounds of mean and scales against the layer's outputs, starting from a fit with a mean."""
     if zone.S is None:
         raise TypeError("ARB-X needs S, the second moment of the inputs")
-    fit = arb.binarize(zone, order, iters)
     mask = zone.mask.to(zone.weight.dtype)
     binary = [zone.signed(plane) for plane in fit.planes]
     vectors = torch.stack([zone.weight * mask, mask, *binary], 1)  # [n, 2 + order, k]
@@ -29,7 +33,7 @@ def binarize(zone: Zone, order: int, iters: int) -> Fit:
         raise TypeError("ARB-X refines a fit that has a mean")
     coefficients = torch.cat([fit.mean[:, None], fit.row_scale], 1)
     for _ in range(iters):
-        for i in range(1 + order):  # mean, alpha_1, alpha_2: each exact given the others
+        for i in range(1 + len(fit.planes)):  # mean, alpha_1, alpha_2: each exact given the others
             others = (basis[:, i] * coefficients).sum(1) - basis[:, i, i] * coefficients[:, i]
             coefficients[:, i] = (target[:, i] - others) / (basis[:, i, i] + EPS)
     return Fit(fit.planes, coefficients[:, 1:], mean=coefficients[:, 0])

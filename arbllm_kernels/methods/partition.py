@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..config import QuantConfig
 from . import arb
-from .binarize import Zone
+from .binarize import Binarizer, Zone
 
 ROWS_AT_ONCE = 256  # bounds the [rows, candidates, columns] tables of the column search to a few MB
 
@@ -222,10 +222,12 @@ def quantiles(values: Tensor, number: int) -> Tensor:
     return torch.lerp(ordered[low], ordered[high], ranks - low).to(values.dtype)
 
 
-def salient_residual(s: Tensor, salient: Tensor, group: Tensor, cfg: QuantConfig) -> Tensor:
+def salient_residual(
+    s: Tensor, salient: Tensor, group: Tensor, cfg: QuantConfig, binarize: Binarizer = arb.binarize
+) -> Tensor:
     """What ARB of order 2 leaves of s on the salient columns, 0 elsewhere."""
     residual = torch.zeros_like(s)
     for g in range(cfg.salient_groups):
         mask = salient & (group == g)
-        residual = torch.where(mask, s - arb.binarize(Zone(s, mask), 2, cfg.iters).values(), residual)
+        residual = torch.where(mask, s - binarize(Zone(s, mask), 2, cfg.iters).values(), residual)
     return residual

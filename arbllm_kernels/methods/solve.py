@@ -6,7 +6,8 @@ rounded to their storage type.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,10 +28,18 @@ BINARIZERS: dict[str, Binarizer] = {
     "arb-rc": arb_rc.binarize,
 }
 STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
-
-
-Partitioner = Callable[[Tensor, Tensor, QuantConfig, "Tensor | None"], Partition]
 BACKENDS = ("auto", "native", "torch")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Who does the work of one block: the partition search and the binarizer of each method."""
+
+    partition: Callable[[Tensor, Tensor, QuantConfig, Tensor | None], Partition]
+    binarizers: Mapping[str, Binarizer]
+
+
+TORCH = Backend(partition, BINARIZERS)
 
 
 def quantize_weight(
@@ -44,7 +53,7 @@ def quantize_weight(
         cfg: the method and its knobs; default ARB-RC + CGB.
         S: [m, m], mean over sequences of X^T X, read by ARB-X only; default H / 2, which is the same thing.
         backend: "torch" for the plain path of this folder, "native" for csrc, "auto" for csrc where W is on the CPU.
-            Both find the same partition; only candidates whose errors tie to rounding may be told apart otherwise.
+            Both find the same partition, and the same scales to rounding; what ties to rounding may go either way.
 
     Returns:
         The packed weight, on the device of W.
@@ -74,7 +83,7 @@ def solve(
         if S is None:
             raise InputError("ARB-X needs S, the mean over sequences of X^T X")
         _check_square("S", S, m)
-    search = _partitioner(backend, W.device)
+    worker = _backend(backend, W.device)
     exponent = scale_exponent(float(W.abs().max()))
     work = W.float() * 2.0**-exponent  # powers of two: exact, and every epsilon below sees weights of magnitude 1
     work[:, factor.dead] = 0
@@ -83,7 +92,7 @@ def solve(
     for a in range(0, m, cfg.block_size):
         b = min(a + cfg.block_size, m)
         local = None if S is None or cfg.method != "arb-x" else S[a:b, a:b].to(work)
-        block = binarize_block(work[:, a:b], d[a:b], cfg, local, search).rounded(STORAGE[cfg.scale_dtype])
+        block = binarize_block(work[:, a:b], d[a:b], cfg, local, worker).rounded(STORAGE[cfg.scale_dtype])
         error = (work[:, a:b] - block.values()) / d[a:b]
         if not bool(torch.isfinite(error).all()):
             raise InputError(
@@ -109,24 +118,24 @@ def solve(
         raise InputError(f"W {list(W.shape)} cannot be stored with {cfg.scale_dtype} scales: {error_}") from error_
 
 
-def _partitioner(backend: str, device: torch.device) -> Partitioner:
+def _backend(backend: str, device: torch.device) -> Backend:
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r}: must be one of {', '.join(BACKENDS)}")
     if backend == "torch" or (backend == "auto" and device.type != "cpu"):
-        return partition
+        return TORCH
     if device.type != "cpu":
         raise InputError(f"backend 'native' runs on the CPU and W is on {device}: move it or use backend='torch'")
     from .. import native_solver  # here, because it imports this folder
 
-    return native_solver.partition
+    return Backend(native_solver.partition, native_solver.BINARIZERS)
 
 
 def binarize_block(
-    weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = None, search: Partitioner = partition
+    weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = None, worker: Backend = TORCH
 ) -> Block:
     """Partition one block [n, k] and binarize every zone of it on its own; scales are float32 yet."""
-    zones = search(weight, d, cfg, S)
-    binarize = BINARIZERS[cfg.method]
+    zones = worker.partition(weight, d, cfg, S)
+    binarize = worker.binarizers[cfg.method]
     result = _BlockUnderWork(weight, zones, cfg)
     for salient in (True, False):
         columns = torch.nonzero(zones.salient == salient)[:, 0]

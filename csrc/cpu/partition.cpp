@@ -154,11 +154,6 @@ Status sum_rows(const Entries& entries, const Rows& rows, int64_t count, int64_t
     return Status::ok;
 }
 
-bool is_valid(const Entries& entries, int64_t threads) {
-    return entries.s != nullptr && entries.rows >= 1 && entries.rows <= kMaxDim && entries.cols >= 1 &&
-           entries.cols <= kMaxBlock && threads >= 1;
-}
-
 // ---- salient columns
 
 // The top columns' entries of one row, entering one by one.
@@ -307,7 +302,7 @@ Status select(const Entries& entries, int64_t zeros, const int64_t* ranks, int64
 }  // namespace
 
 Status salient_gains(const Entries& entries, const int64_t* ranked, int64_t limit, int64_t threads, double* gains) {
-    if (!is_valid(entries, threads) || entries.members != nullptr || limit < 1 || limit > entries.cols) {
+    if (!is_valid(entries) || threads < 1 || entries.members != nullptr || limit < 1 || limit > entries.cols) {
         return Status::bad_range;
     }
     for (int64_t c = 0; c < limit; ++c) {
@@ -318,7 +313,7 @@ Status salient_gains(const Entries& entries, const int64_t* ranked, int64_t limi
 
 Status split_gains(const Entries& entries, const float* thresholds, int64_t count, int64_t order, int64_t threads,
                    double* gains) {
-    if (!is_valid(entries, threads) || count < 1 || order < 1 || order > 2) return Status::bad_range;
+    if (!is_valid(entries) || threads < 1 || count < 1 || order < 1 || order > 2) return Status::bad_range;
     try {
         std::vector<Threshold> ranges;
         for (const float* t = thresholds; t < thresholds + count; ++t)
@@ -330,7 +325,7 @@ Status split_gains(const Entries& entries, const float* thresholds, int64_t coun
 }
 
 Status order_statistics(const Entries& entries, int64_t zeros, const int64_t* ranks, int64_t count, float* values) {
-    if (!is_valid(entries, 1) || zeros < 0 || count < 0) return Status::bad_range;
+    if (!is_valid(entries) || zeros < 0 || count < 0) return Status::bad_range;
     try {
         return select(entries, zeros, ranks, count, values);
     } catch (const std::bad_alloc&) {

@@ -25,6 +25,11 @@ void exchange(float* low, float* high) {
 
 }  // namespace
 
+bool is_valid(const Entries& entries) {
+    return entries.s != nullptr && entries.rows >= 1 && entries.rows <= kMaxDim && entries.cols >= 1 &&
+           entries.cols <= kMaxBlock;
+}
+
 SortedRows::SortedRows(int64_t cols)
     : cols_(cols), values_(static_cast<size_t>(cols * kLanes)), sums_(static_cast<size_t>((cols + 1) * kLanes)) {}
 

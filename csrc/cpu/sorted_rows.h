@@ -11,6 +11,8 @@ namespace arb {
 
 constexpr int64_t kLanes = 16;
 
+bool is_valid(const Entries& entries);
+
 // A sorted row: entry i at values[i * stride], the sum of its first i entries at sums[i * stride].
 template <int64_t kStride>
 struct SortedRow {

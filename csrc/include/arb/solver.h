@@ -1,5 +1,5 @@
 // The searches of the partition (docs/architecture.md; oracle: arbllm_kernels/methods/partition.py): which columns are
-// salient, which threshold splits a part into groups.
+// salient, which threshold splits a part into groups. And the fits of a zone (oracles: methods/arb.py, arb_rc.py).
 //
 // A candidate's gain is sum s^2 minus the squared error of binarizing what it selects, summed over rows in double. The
 // caller takes the candidate of largest gain, the first one of equals. Gains do not depend on the number of threads.
@@ -31,5 +31,16 @@ Status split_gains(const Entries& entries, const float* thresholds, int64_t coun
 // The values that ranks[0 .. count - 1] (from 0, any order) would have among the sorted |s| of the non-zero members
 // together with `zeros` zeros. A rank past the end is Status::bad_range.
 Status order_statistics(const Entries& entries, int64_t zeros, const int64_t* ranks, int64_t count, float* values);
+
+// Binarizes the members (a zone; s are weights here). planes: bytes 0 or 1, [order, rows, cols], 1 means +1, meaningful
+// for members. Rows and columns without members get scales and means of 0.
+//
+// Residual binarization and `iters` iterations of ARB (methods/arb.py). row_scale: [rows, order]; mean: [rows].
+Status fit_arb(const Entries& zone, int64_t order, int64_t iters, int64_t threads, uint8_t* planes, float* row_scale,
+               float* mean);
+
+// ARB-RC (methods/arb_rc.py). row_scale: [rows, order]; col_scale: [order, cols].
+Status fit_arb_rc(const Entries& zone, int64_t order, int64_t iters, int64_t threads, uint8_t* planes, float* row_scale,
+                  float* col_scale);
 
 }  // namespace arb
