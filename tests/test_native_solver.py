@@ -12,8 +12,8 @@ from torch import Tensor
 from arbllm_kernels import native_solver as native
 from arbllm_kernels.config import METHODS, QuantConfig
 from arbllm_kernels.errors import InputError
-from arbllm_kernels.methods import partition as oracle
 from arbllm_kernels.methods import hessian_factor, quantize_weight, solve
+from arbllm_kernels.methods import partition as oracle
 from arbllm_kernels.methods.binarize import Fit, Zone
 from arbllm_kernels.methods.solve import BACKENDS, BINARIZERS, TORCH, _backend
 
