@@ -44,7 +44,8 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
             remaining = _low_side(part, remaining, split(part, remaining, thresholds, order=1))
         else:
             members = torch.ones_like(part, dtype=torch.bool) if remaining is None else remaining
-            high, residual = split_by_output(part, columns, members, thresholds, residual, S)
+            best = output_costs(part, columns, members, thresholds, residual, S).argmin()
+            high, residual = split_by_output(part, columns, members, thresholds[best : best + 1], residual, S)
             remaining = members & ~high
         group[:, columns] += remaining
     return Partition(salient, group)
@@ -106,6 +107,41 @@ def split_gains(s: Tensor, members: Tensor | None, thresholds: Tensor, order: in
         gains.data_ptr(),
     )
     return gains
+
+
+def output_costs(
+    s: Tensor, columns: Tensor, members: Tensor, thresholds: Tensor, residual: Tensor, S: Tensor
+) -> Tensor:
+    """float64 [q]: tr(R S R^T) of the block for each threshold, less what they share; see `split_by_output`.
+
+    s, members: [n, c], the given columns of the block. residual: float32 [n, k], 0 on the members. S: [k, k].
+    """
+    s, members_ = _part(s, members)
+    _check("thresholds", thresholds, torch.float32, 1)
+    _check("residual", residual, torch.float32)
+    n, k = residual.shape
+    if len(columns) != s.shape[1] or n != s.shape[0] or tuple(S.shape) != (k, k) or thresholds.numel() == 0:
+        raise InputError(
+            f"output_costs: s {list(s.shape)}, {len(columns)} columns, residual [{n}, {k}], S {list(S.shape)} and "
+            f"{thresholds.numel()} thresholds do not fit together"
+        )
+    symmetric = (S.double() + S.double().T) / 2  # tr(R S R^T) sees no more of S
+    untouched = residual.double()
+    untouched[:, columns] += s * members
+    z = (untouched @ symmetric)[:, columns].contiguous()
+    local = symmetric[columns][:, columns].float().contiguous()
+    thresholds = thresholds.contiguous()
+    costs = torch.empty(len(thresholds), dtype=torch.float64)
+    extension.output_costs(
+        _entries(s, members_),
+        z.data_ptr(),
+        local.data_ptr(),
+        thresholds.data_ptr(),
+        len(thresholds),
+        torch.get_num_threads(),
+        costs.data_ptr(),
+    )
+    return costs
 
 
 def quantiles(s: Tensor, members: Tensor | None, total: int | None, number: int) -> Tensor:

@@ -56,6 +56,13 @@ void register_solver(py::module_& m) {
             return arb::split_gains(e, pointer<const float>(thresholds), count, order, threads, pointer<double>(gains));
         });
     });
+    m.def("output_costs", [](const arb::Entries& e, uintptr_t z, uintptr_t S, uintptr_t thresholds, int64_t count,
+                             int64_t threads, uintptr_t costs) {
+        run(e, "output_costs", [&] {
+            return arb::output_costs(e, pointer<const double>(z), pointer<const float>(S),
+                                     pointer<const float>(thresholds), count, threads, pointer<double>(costs));
+        });
+    });
     m.def("order_statistics",
           [](const arb::Entries& e, int64_t zeros, uintptr_t ranks, int64_t count, uintptr_t values) {
               run(e, "order_statistics", [&] {

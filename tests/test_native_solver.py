@@ -103,6 +103,41 @@ def test_gains_of_splits(n, k, order, masked, kind, monkeypatch):
     assert_same_choice(found, expected)
 
 
+def direct_output_costs(
+    s: Tensor, columns: Tensor, members: Tensor, thresholds: Tensor, residual: Tensor, S: Tensor
+) -> Tensor:
+    """tr(R S R^T) for every threshold, in double; each side keeps its mean and scale."""
+    costs = []
+    for t in thresholds.double():
+        R = residual.double()
+        own = R[:, columns]
+        for side in (members & (s.abs() >= t), members & (s.abs() < t)):
+            fit = BINARIZERS["billm"](Zone(s.double(), side), 1, 0)
+            own = torch.where(side, s - fit.values(), own)
+        R[:, columns] = own
+        costs.append(((R @ S.double()) * R).sum())
+    return torch.stack(costs)
+
+
+@pytest.mark.parametrize("kind", ["heavy", "signed", "with zeros", "zero", "mixed magnitudes"])
+@pytest.mark.parametrize(("n", "k"), [(1, 2), (7, 72), (33, 130)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_costs_of_splits_by_output(n, k, masked, kind):
+    block, x = KINDS[kind](n, k), torch.randn(3 * k, k) + 0.5
+    S = x.T @ x / 3
+    columns = torch.arange(k)[torch.arange(k) % 5 != 2]
+    s = block[:, columns]
+    members = torch.rand(s.shape) < 0.7 if masked else torch.ones(s.shape, dtype=torch.bool)
+    residual = torch.randn(n, k) * s.abs().mean()
+    residual[:, columns] *= ~members
+    thresholds = native.quantiles(s, members, block.numel(), 81)
+    expected = direct_output_costs(s, columns, members, thresholds, residual, S)
+    found = native.output_costs(s, columns, members, thresholds, residual, S)
+    scale = float(((s * members).double().square().sum() + residual.double().square().sum()) * S.abs().max() * k)
+    torch.testing.assert_close(found - found[0], expected - expected[0], rtol=0, atol=1e-7 * scale)
+    assert float(expected[found.argmin()] - expected.min()) <= 1e-7 * scale
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 @pytest.mark.parametrize("number", [1, 81])
@@ -272,6 +307,10 @@ def test_bad_arguments():
         native.fit_arb(Zone(s, s > 0), 3, 15)
     with pytest.raises(InputError, match=r"iters -1 at least 0"):
         native.fit_arb_rc(Zone(s, s > 0), 1, -1)
+    with pytest.raises(InputError, match=r"residual \[4, 9\], S \[8, 8\] and 1 thresholds do not fit together"):
+        native.output_costs(s, ranked, s > 0, torch.ones(1), torch.zeros(4, 9), torch.eye(8))
+    with pytest.raises(InputError, match=r"output_costs: .* out of range \(s \[4, 8\]\)"):
+        native.output_costs(s / 0, ranked, s > 0, torch.ones(1), torch.zeros(4, 8), torch.eye(8))
     with pytest.raises(InputError, match=r"32 non-zero members of s \[4, 8\] cannot be 31 values"):
         native.quantiles(s, None, 31, 5)
 

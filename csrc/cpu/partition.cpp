@@ -7,55 +7,11 @@
 #include <vector>
 
 #include "arb/solver.h"
-#include "pool.h"
-#include "sorted_rows.h"
+#include "row_sets.h"
+#include "sum_rows.h"
 
 namespace arb {
 namespace {
-
-// Members below some x: how many, and their sum.
-struct Below {
-    double count, sum;
-};
-
-Below operator-(const Below& a, const Below& b) { return {a.count - b.count, a.sum - b.sum}; }
-
-// The entries first .. last - 1 of a sorted row.
-template <int64_t kStride>
-struct Range {
-    const SortedRow<kStride>& row;
-    int64_t first, last;
-
-    Below up_to(int64_t position) const {
-        const int64_t end = std::clamp(position, first, last);
-        return {static_cast<double>(end - first), row.sum(end) - row.sum(first)};
-    }
-};
-
-// Sets of entries: `below(x, question)`. A gain asks three questions, each starting where its last answer was found.
-template <int64_t kStride>
-struct Inside {
-    const Range<kStride>& range;
-    int64_t* near;  // [3]
-
-    Below below(double x, int question) const {
-        near[question] = range.row.below(x, near[question]);
-        return range.up_to(near[question]);
-    }
-};
-
-// The rest of the row that `range` belongs to.
-template <int64_t kStride>
-struct Outside {
-    const Range<kStride>& range;
-    int64_t* near;
-
-    Below below(double x, int question) const {
-        near[question] = range.row.below(x, near[question]);
-        const Below all{static_cast<double>(near[question]), range.row.sum(near[question])};
-        return all - range.up_to(near[question]);
-    }
-};
 
 // A row without some of its entries, which are a sorted row of their own.
 struct Without {
@@ -70,11 +26,6 @@ struct Without {
         return {static_cast<double>(at - out), row.sum(at) - left_out.sum(out)};
     }
 };
-
-// sum |s - x| of a set, given what lies below x.
-double deviation(double x, const Below& all, const Below& below) {
-    return (all.sum - below.sum) - x * (all.count - below.count) + x * below.count - below.sum;
-}
 
 // sum s^2 minus the squared error of `order` planes; see `gain` in methods/partition.py for the two formulas.
 template <typename Set>
@@ -92,66 +43,6 @@ double gain(const Set& set, const Below& all, int64_t order) {
                            deviation(cut_high, high, set.below(std::max(cut_high, mean), 2) - low)) /
                           all.count;
     return first + all.count * (mean2 * mean2 + scale2 * scale2);
-}
-
-// ---- sums over rows
-
-// Rows are summed chunk by chunk and then the chunks in order. The chunks depend on the number of rows alone, so the
-// number of threads changes no digit.
-constexpr int64_t kMaxChunks = 256;
-
-int64_t chunk_rows(int64_t rows) {
-    const int64_t tiles = (rows + kLanes - 1) / kLanes;
-    return (tiles + kMaxChunks - 1) / kMaxChunks * kLanes;
-}
-
-// Row(lane's sorted row, row number, gains [count]) adds to the gains; made once per piece of work.
-template <typename Rows>
-struct Sum {
-    const Entries& entries;
-    const Rows& rows;
-    int64_t chunk;
-    int64_t count;
-    double* partial;  // [chunks, count]
-};
-
-template <typename Rows>
-Status sum_chunks(void* context, int64_t begin, int64_t end) {
-    const auto& sum = *static_cast<const Sum<Rows>*>(context);
-    try {
-        SortedRows sorted(sum.entries.cols);
-        auto add_row = sum.rows.worker();
-        for (int64_t c = begin; c < end; ++c) {
-            const int64_t last = std::min((c + 1) * sum.chunk, sum.entries.rows);
-            for (int64_t first = c * sum.chunk; first < last; first += kLanes) {
-                sorted.take(sum.entries, first);
-                for (int64_t row = first; row < std::min(first + kLanes, last); ++row) {
-                    add_row(sorted.row(row - first), row, sum.partial + c * sum.count);
-                }
-            }
-        }
-    } catch (const std::bad_alloc&) {
-        return Status::out_of_memory;
-    }
-    return Status::ok;
-}
-
-template <typename Rows>
-Status sum_rows(const Entries& entries, const Rows& rows, int64_t count, int64_t threads, double* gains) {
-    const int64_t chunk = chunk_rows(entries.rows), chunks = (entries.rows + chunk - 1) / chunk;
-    try {
-        std::vector<double> partial(static_cast<size_t>(chunks * count));
-        Sum<Rows> sum{entries, rows, chunk, count, partial.data()};
-        const Status status = parallel_for(chunks, 1, threads, sum_chunks<Rows>, &sum);
-        if (status != Status::ok) return status;
-        std::fill(gains, gains + count, 0.0);
-        for (int64_t c = 0; c < chunks; ++c) {
-            for (int64_t q = 0; q < count; ++q) gains[q] += partial[static_cast<size_t>(c * count + q)];
-        }
-    } catch (const std::bad_alloc&) {
-        return Status::out_of_memory;
-    }
-    return Status::ok;
 }
 
 // ---- salient columns
@@ -208,11 +99,6 @@ struct SalientRows {
 };
 
 // ---- split of a part
-
-// |s| < t is a range of a sorted row: from `first` (just above -t, which is on the high side) to below t.
-struct Threshold {
-    double first, last;
-};
 
 struct SplitRows {
     const std::vector<Threshold>& thresholds;
@@ -315,9 +201,7 @@ Status split_gains(const Entries& entries, const float* thresholds, int64_t coun
                    double* gains) {
     if (!is_valid(entries) || threads < 1 || count < 1 || order < 1 || order > 2) return Status::bad_range;
     try {
-        std::vector<Threshold> ranges;
-        for (const float* t = thresholds; t < thresholds + count; ++t)
-            ranges.push_back({std::nextafter(-double{*t}, 0.0), *t});
+        const std::vector<Threshold> ranges = threshold_ranges(thresholds, count);
         return sum_rows(entries, SplitRows{ranges, order}, count, threads, gains);
     } catch (const std::bad_alloc&) {
         return Status::out_of_memory;

@@ -28,6 +28,13 @@ Status salient_gains(const Entries& entries, const int64_t* ranked, int64_t limi
 Status split_gains(const Entries& entries, const float* thresholds, int64_t count, int64_t order, int64_t threads,
                    double* gains);
 
+// ARB-X. costs[q]: tr(R S R^T) of the block's residual R, less what no threshold changes (so the least cost wins), when
+// the members with |s| >= thresholds[q] and the others each keep their mean and scale (one plane, rounded to float32).
+// S: float32 [cols, cols], symmetric, the entries' columns of the block's S. z: [rows, cols], u S at these columns,
+// where u is the block's row with the members as yet untouched. Infinite or NaN sensitivities are Status::bad_range.
+Status output_costs(const Entries& entries, const double* z, const float* S, const float* thresholds, int64_t count,
+                    int64_t threads, double* costs);
+
 // The values that ranks[0 .. count - 1] (from 0, any order) would have among the sorted |s| of the non-zero members
 // together with `zeros` zeros. A rank past the end is Status::bad_range.
 Status order_statistics(const Entries& entries, int64_t zeros, const int64_t* ranks, int64_t count, float* values);

@@ -1,0 +1,164 @@
+// ARB-X judges a split by tr(R S R^T) of the block's residual R. Per row, R = u - (a level per member), and sorted
+// members take four levels in runs; with E_c = the members before cut c, R = u - sum_c w_c E_c over the cuts. So the
+// trace needs only how the E_c meet in S and in u. A cut that moves past one member changes one E_c by one column of S,
+// and all cuts move upwards together with the threshold: about three columns per member instead of a product with S
+// for every threshold. Oracle: split_by_output in arbllm_kernels/methods/partition.py.
+#include <algorithm>
+#include <numeric>
+
+#include "arb/solver.h"
+#include "row_sets.h"
+#include "sum_rows.h"
+
+namespace arb {
+namespace {
+
+// Cuts of a sorted row: where |s| < t begins and ends, where each side changes its sign, and the end of the row.
+enum Cut { kFirst, kLast, kLowSign, kHighSign, kEnd, kCuts };
+
+// The E_c of one row and their products with each other, with S and with u.
+class Indicators {
+  public:
+    Indicators(const float* S, int64_t cols) : S_(S), cols_(cols), y_(static_cast<size_t>(kCuts * cols)) {}
+
+    void reset(const double* z, const std::vector<int64_t>& order) {
+        std::fill(y_.begin(), y_.end(), 0.0);
+        std::fill(position, position + kCuts, 0);
+        std::fill(with_u, with_u + kCuts, 0.0);
+        std::fill(&with[0][0], &with[0][0] + kCuts * kCuts, 0.0);
+        z_ = z;
+        order_ = order.data();
+    }
+
+    void move(int cut, int64_t to) {
+        while (position[cut] < to) flip(cut, order_[position[cut]++], 1);
+        while (position[cut] > to) flip(cut, order_[--position[cut]], -1);
+    }
+
+    int64_t position[kCuts];
+    double with_u[kCuts];       // E_c S u
+    double with[kCuts][kCuts];  // E_c S E_d
+
+  private:
+    // Adds `sign` times column j to E_cut.
+    void flip(int cut, int64_t j, double sign) {
+        const float* column = S_ + j * cols_;
+        for (int c = 0; c < kCuts; ++c) {
+            if (c != cut) with[c][cut] = with[cut][c] += sign * y_[static_cast<size_t>(c * cols_ + j)];
+        }
+        double* y = &y_[static_cast<size_t>(cut * cols_)];
+        with[cut][cut] += 2 * sign * y[j] + static_cast<double>(column[j]);
+        with_u[cut] += sign * z_[j];
+        for (int64_t i = 0; i < cols_; ++i) y[i] += sign * static_cast<double>(column[i]);
+    }
+
+    const float* S_;
+    int64_t cols_;
+    const double* z_ = nullptr;
+    const int64_t* order_ = nullptr;
+    std::vector<double> y_;  // [cuts, cols]: S E_c
+};
+
+// Mean and scale of one side as they are used: rounded to float32.
+struct Levels {
+    double mean = 0, scale = 0;
+    int64_t sign_changes = 0;  // position of the mean in the row
+};
+
+template <typename Set>
+Levels levels(const Set& set, const Below& all, const int64_t* near, const SortedRow<kLanes>& row) {
+    if (all.count == 0) return {0, 0, near[0]};
+    const double mean = all.sum / all.count;
+    const double scale = deviation(mean, all, set.below(mean, 0)) / all.count;
+    const double rounded = static_cast<double>(static_cast<float>(mean));
+    return {rounded, static_cast<double>(static_cast<float>(scale)), row.below(rounded, near[0])};
+}
+
+// tr(R S R^T) of one row less the part u S u that no threshold changes.
+double cost(const Indicators& e, const Levels& low, const Levels& high) {
+    int order[] = {kFirst, kLast, kLowSign, kHighSign, kEnd};
+    std::stable_sort(order, order + kEnd, [&](int a, int b) { return e.position[a] < e.position[b]; });
+    // Members before a cut have the level of the run that ends there.
+    double weight[kCuts];
+    double level = 0;
+    for (int i = kEnd; i >= 0; --i) {
+        const int64_t begin = i == 0 ? 0 : e.position[order[i - 1]];
+        double here = level;
+        if (begin < e.position[order[i]]) {
+            const bool is_low = begin >= e.position[kFirst] && begin < e.position[kLast];
+            const Levels& side = is_low ? low : high;
+            const bool positive = begin >= e.position[is_low ? kLowSign : kHighSign];
+            here = positive ? side.mean + side.scale : side.mean - side.scale;
+        }
+        weight[order[i]] = here - level;
+        level = here;
+    }
+    double result = 0;
+    for (int c = 0; c < kCuts; ++c) {
+        double product = -2 * e.with_u[c];
+        for (int d = 0; d < kCuts; ++d) product += weight[d] * e.with[c][d];
+        result += weight[c] * product;
+    }
+    return result;
+}
+
+struct OutputRows {
+    const Entries& entries;
+    const double* z;
+    const float* S;
+    const std::vector<Threshold>& thresholds;
+
+    auto worker() const {
+        return [this, e = Indicators(S, entries.cols), order = std::vector<int64_t>()](
+                   const SortedRow<kLanes>& row, int64_t number, double* costs) mutable {
+            sort_members(number, order);
+            e.reset(z + number * entries.cols, order);
+            e.move(kEnd, row.count);
+            int64_t near_low[1] = {}, near_high[1] = {};
+            Range<kLanes> range{row, 0, 0};
+            const Below all{static_cast<double>(row.count), row.sum(row.count)};
+            for (size_t q = 0; q < thresholds.size(); ++q) {
+                range.first = row.below(thresholds[q].first, range.first);
+                range.last = std::max(range.first, row.below(thresholds[q].last, range.last));
+                const Below inside = range.up_to(range.last);
+                const Levels low = levels(Inside<kLanes>{range, near_low}, inside, near_low, row);
+                const Levels high = levels(Outside<kLanes>{range, near_high}, all - inside, near_high, row);
+                e.move(kFirst, range.first);
+                e.move(kLast, range.last);
+                e.move(kLowSign, low.sign_changes);
+                e.move(kHighSign, high.sign_changes);
+                costs[q] += cost(e, low, high);
+            }
+        };
+    }
+
+    // The members' columns by ascending s, as SortedRows orders their values.
+    void sort_members(int64_t number, std::vector<int64_t>& order) const {
+        const float* s = entries.s + number * entries.cols;
+        order.clear();
+        for (int64_t j = 0; j < entries.cols; ++j) {
+            if (entries.members == nullptr || entries.members[number * entries.cols + j] != 0) order.push_back(j);
+        }
+        std::sort(order.begin(), order.end(), [s](int64_t a, int64_t b) { return s[a] < s[b]; });
+    }
+};
+
+bool all_finite(const Entries& entries) {
+    return std::all_of(entries.s, entries.s + entries.rows * entries.cols, [](float x) { return std::isfinite(x); });
+}
+
+}  // namespace
+
+Status output_costs(const Entries& entries, const double* z, const float* S, const float* thresholds, int64_t count,
+                    int64_t threads, double* costs) {
+    // Unlike the network of SortedRows, std::sort must never see NaN.
+    if (!is_valid(entries) || threads < 1 || count < 1 || !all_finite(entries)) return Status::bad_range;
+    try {
+        const std::vector<Threshold> ranges = threshold_ranges(thresholds, count);
+        return sum_rows(entries, OutputRows{entries, z, S, ranges}, count, threads, costs);
+    } catch (const std::bad_alloc&) {
+        return Status::out_of_memory;
+    }
+}
+
+}  // namespace arb
