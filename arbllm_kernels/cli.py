@@ -200,7 +200,7 @@ def inspect(
         salient = f"{w.salient_columns} ({w.salient_columns / cols:.1%})"
         bits = f"{w.bits_per_weight:.3f}"
         table.add_row(w.name, f"{rows} x {cols}", w.method, str(w.block_size), str(w.groups), salient, bits)
-    console.print(table)
+    _print_table(table)
     _print_split(file)
 
 
@@ -229,11 +229,17 @@ def _print_split(file: Path) -> None:
     for name, size in report.parts.items():
         table.add_row(name, f"{size:,}", f"{size / report.nbytes:.1%}")
     table.add_row("file", f"{report.nbytes:,}", "100.0%")
-    console.print(table)
+    _print_table(table)
     console.print(
         f"{report.bits_per_weight:.3f} true bits per quantized weight, everything counted "
         f"(the paper's nominal figure, sign bits alone: {report.nominal_bits_per_weight:.3f})"
     )
+
+
+def _print_table(table: Table) -> None:
+    """As wide as it needs to be: a name cut short is of no use, in a pipe least of all."""
+    natural = console.measure(table, options=console.options.update(width=1000)).maximum
+    Console(highlight=False, width=natural).print(table)
 
 
 def _load(model: str, dtype: str) -> tuple[Any, Any]:
