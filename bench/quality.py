@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -37,11 +36,6 @@ def formula_bits(w: WeightReport, cgb: bool) -> float:
     return 2 + (n * c + m) / (n * m) + (160 if cgb else 112) * per_block
 
 
-def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def measure(source: str, cfg: arb.QuantConfig, args: argparse.Namespace) -> dict:
     """One row: quantize, load, evaluate, count; or what an earlier run recorded."""
     name = cfg.method + (".cgb" if cfg.cgb else "")
@@ -51,10 +45,7 @@ def measure(source: str, cfg: arb.QuantConfig, args: argparse.Namespace) -> dict
     start = time.perf_counter()
     quantize_checkpoint(source, out, cfg, args.calib, samples=args.samples, seqlen=args.seqlen, seed=0, overwrite=True)
     seconds = time.perf_counter() - start
-    before, start = resident_mb(), time.perf_counter()
-    model, tokenizer = arb.load(out)
-    load_ms, load_mb = 1e3 * (time.perf_counter() - start), resident_mb() - before
-    model = model.float()
+    model, tokenizer = arb.load(out, dtype=torch.float32)
     ids = text_ids(args.text, tokenizer)
     report = inspect(out)
     if report.nbytes != out.stat().st_size:
@@ -71,8 +62,6 @@ def measure(source: str, cfg: arb.QuantConfig, args: argparse.Namespace) -> dict
         / sum(w.shape[1] * w.shape[0] for w in report.weights),
         "file_bytes": report.nbytes,
         "quantize_seconds": seconds,
-        "load_ms": load_ms,
-        "load_mb": load_mb,
     }
     record.write_text(json.dumps(row, indent=1))
     return row
@@ -88,16 +77,16 @@ def fp32_row(source: str, args: argparse.Namespace) -> dict:
 
 
 def print_table(rows: list[dict]) -> None:
-    print("| method | perplexity | true bits | by formula | nominal | salient | file MB | quantize s | load ms | load MB |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| method | perplexity | true bits | by formula | nominal | salient | file MB | quantize s |")
+    print("|---|---|---|---|---|---|---|---|")
     for r in rows:
         if r["method"] == FP32:
-            print(f"| fp32 | {r['perplexity']:.2f} | 32 | | | | | | | |")
+            print(f"| fp32 | {r['perplexity']:.2f} | 32 | | | | | |")
             continue
         print(
             f"| {r['method']} | {r['perplexity']:.1f} | {r['bits']:.3f} | {r['formula_bits']:.3f} | "
             f"{r['nominal_bits']:.3f} | {r['salient']:.1%} | {r['file_bytes'] / 1e6:.1f} | "
-            f"{r['quantize_seconds']:.0f} | {r['load_ms']:.0f} | {r['load_mb']:.0f} |"
+            f"{r['quantize_seconds']:.0f} |"
         )
 
 
