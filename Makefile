@@ -34,6 +34,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/gemv.py
+	$(BIN)/python bench/solver.py
 
 # Lines of code, comments and blank lines apart, that a reader has to hold in mind.
 size:

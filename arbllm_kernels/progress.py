@@ -105,4 +105,4 @@ class Report:
     def _print(self, text: str) -> None:
         if self.shown:
             console = self._bar.console if self._bar is not None else Console(stderr=True)
-            console.print(text, highlight=False, markup=False)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)

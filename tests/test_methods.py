@@ -264,12 +264,13 @@ def golden():
     return load_file(path)
 
 
+@pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize("name", ["billm", "arb", "arb.cgb", "arb-x", "arb-x.cgb", "arb-rc", "arb-rc.cgb"])
-def test_golden(golden, name):
+def test_golden(golden, name, backend):
     """An independent implementation of the reference: weighted error within 1 %, zones equal."""
     W, H, theirs = golden["W"], golden["H"], golden[f"Q.{name}"]
     cfg = QuantConfig(method=name.split(".")[0], cgb=name.endswith(".cgb"))
-    packed = quantize_weight(W, H, cfg, golden["S"])
+    packed = quantize_weight(W, H, cfg, golden["S"], backend=backend)
 
     def weighted(Q):
         return float((((W - Q) @ H) * (W - Q)).sum())
