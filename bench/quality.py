@@ -3,8 +3,8 @@
     python bench/quality.py MODEL --calib brown.txt --text wikitext2.test.raw --out build/quality
 
 Each row quantizes MODEL through the same pipeline as `arbllm quantize`, loads the file it wrote, and measures that. The
-row's file is kept in OUT with a JSON record beside it, so an interrupted table goes on with the first missing row. "formula" is
-the size by the counting formulas of docs/format.md, computed from shapes and salient counts alone.
+row's file is kept in OUT with a JSON record beside it: an interrupted table goes on with the first missing row.
+"formula" is the size by closed formulas, computed from shapes and salient counts alone.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The binarizers: what the mathematics promises, awkward zones, and the golden results of an independent program."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_theorem_1(n, k):
 def test_arb_rc_never_gets_worse(n, k, order):
     z = zone(n, k)
     losses = [float(error(z, arb_rc.binarize(z, order, t)).sum()) for t in range(8)]
-    for before, after in zip(losses[1:], losses[2:], strict=False):  # the start is not a minimizer, every later step is
+    for before, after in pairwise(losses[1:]):  # the start is not a minimizer, every later step is
         assert after <= before * (1 + 1e-7) + 1e-12
     assert min(losses[1:]) <= losses[0] * (1 + 1e-7) + 1e-12
 
@@ -63,7 +64,7 @@ def test_arb_rc_never_gets_worse(n, k, order):
 def test_arb_order_two_never_gets_worse(n, k):
     z = zone(n, k)
     losses = [error(z, arb.binarize(z, 2, t)) for t in range(8)]
-    for before, after in zip(losses, losses[1:], strict=False):
+    for before, after in pairwise(losses):
         assert bool((after <= before * (1 + 1e-7) + 1e-12).all())
 
 

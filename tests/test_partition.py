@@ -11,7 +11,7 @@ SHAPES = [(1, 128), (7, 128), (64, 72), (33, 30), (66, 128)]
 
 
 def problem(n: int, k: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Heavy-tailed weights with column structure, the diagonal of U, and S. float64, so that rounding decides nothing."""
+    """Heavy-tailed weights with column structure, the diagonal of U, and S; float64, so rounding decides nothing."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(4 * k, k, generator=g, dtype=torch.float64) * (torch.rand(k, generator=g).double() * 2 + 0.1)
     weight = torch.randn(n, k, generator=g, dtype=torch.float64) * torch.rand(k, generator=g).double().exp()
@@ -37,7 +37,14 @@ def test_same_partition_as_the_direct_search(n, k, groups, cgb, metric):
 
 @pytest.mark.parametrize(
     ("n", "k", "groups", "cgb"),
-    [(1, 128, 2, False), (1, 128, 2, True), (7, 40, 2, True), (33, 128, 2, False), (33, 128, 2, True), (33, 128, 4, True)],
+    [
+        (1, 128, 2, False),
+        (1, 128, 2, True),
+        (7, 40, 2, True),
+        (33, 128, 2, False),
+        (33, 128, 2, True),
+        (33, 128, 4, True),
+    ],
 )
 def test_arb_x_same_partition_as_the_direct_search(n, k, groups, cgb):
     weight, d, S = problem(n, k, seed=1)

@@ -1,4 +1,4 @@
-"""The binarization methods in plain torch: one file each, readable beside the paper, and the authority on their results.
+"""The binarization methods in plain torch: one file each, to be read beside the paper; the authority on their results.
 
 `quantize_weight` is the door; `solve` is the same for callers who share one factorized Hessian among several matrices.
 """
