@@ -90,17 +90,18 @@ def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     rows, cols = args[-1][0], args[-1][1]
     view, threads = _view(args), torch.get_num_threads()
     flat = _as_rows(x, cols)
-    y = torch.empty(flat.shape[0], rows, dtype=torch.float32)
+    # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
+    y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32)
     if flat.shape[0] < DENSE_BATCH:
         extension.gemm(view, flat.data_ptr(), flat.shape[0], y.data_ptr(), threads)
     else:
         # Tiles are dequantized in storage order, which needs no scatter; the columns of x are permuted once instead.
-        stored = flat.index_select(1, args[-3])
+        stored, out = flat.index_select(1, args[-3]), y.view(flat.shape[0], rows)
         for first, last in _tiles(rows, cols):
             tile = torch.empty(last - first, cols, dtype=torch.float32)
             extension.dequantize(view, first, last, True, tile.data_ptr(), threads)
-            torch.mm(stored, tile.t(), out=y[:, first:last])
-    return y.to(x.dtype).view(*x.shape[:-1], rows)
+            torch.mm(stored, tile.t(), out=out[:, first:last])
+    return y.to(x.dtype)
 
 
 def _linear_input_grad_cpu(dy: Tensor, *args: Any) -> Tensor:
@@ -112,8 +113,9 @@ def _linear_input_grad_cpu(dy: Tensor, *args: Any) -> Tensor:
         tile = torch.empty(last - first, cols, dtype=torch.float32)
         extension.dequantize(view, first, last, True, tile.data_ptr(), threads)
         stored.addmm_(flat[:, first:last], tile)
-    dx = torch.empty_like(stored).index_copy_(1, args[-3].long(), stored)
-    return dx.to(dy.dtype).view(*dy.shape[:-1], cols)
+    dx = torch.empty(*dy.shape[:-1], cols, dtype=torch.float32)
+    dx.view(flat.shape[0], cols).index_copy_(1, args[-3].long(), stored)
+    return dx.to(dy.dtype)
 
 
 def _dequantize_cpu(*args: Any) -> Tensor:

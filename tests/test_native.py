@@ -102,6 +102,18 @@ def test_gemm_equals_float64(isa: str, n: int, m: int, k: int) -> None:
                     assert bool((error <= tolerance(pw, x)).all()), (pw.layout, batch)
 
 
+@pytest.mark.parametrize("n,m,k", [(70, 1300, 100), (33, 1100, 128), (3, 2000, 1001)])
+def test_gemm_by_tables_over_several_chunks_and_panels(isa: str, n: int, m: int, k: int) -> None:
+    """Two groups without means: blocks that begin inside words, rows and chunks that end inside them."""
+    for salient_groups, order, dtype in ((2, 2, torch.float16), (1, 2, torch.float32), (1, 1, torch.float16)):
+        pw = random_packed(n, m, k, salient_groups=salient_groups, salient_order=order, dtype=dtype, exponent=-3)
+        x = torch.randn(5, m)
+        got, ran = run_gemm(pw, x)
+        assert ran == isa
+        error = (got.double() - x.double() @ pw.dequantize().double().T).abs()
+        assert bool((error <= tolerance(pw, x)).all()), pw.layout
+
+
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 8, 9, 33])
 def test_gemm_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
     pw = random_packed(33, 300, 128)

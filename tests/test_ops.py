@@ -81,3 +81,15 @@ def test_wrong_last_dimension_and_device_are_refused() -> None:
         torch.ops.arb.linear(torch.randn(2, 35), *args)
     with pytest.raises(InputError, match=r"no kernel for device cuda:0 .* kernels for: cpu\. Move the model"):
         ops.check_device("arb.linear", torch.device("cuda:0"))
+
+
+def test_the_product_may_be_modified_in_place_under_autograd() -> None:
+    """As models do that add a residual to a projection: the output must not be a view of something else."""
+    args = ops.packed_args(make())
+    x = torch.randn(2, 3, 70, requires_grad=True)
+    y = torch.ops.arb.linear(x, *args)
+    before = y.detach().clone()
+    y += 1.0
+    assert torch.equal(y, before + 1.0)
+    y.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape

@@ -40,7 +40,7 @@ Status dequantize(const PackedView& weight, int64_t begin, int64_t end, Columns 
     if (ran != nullptr) *ran = kernels->name;
     try {
         Plan plan;
-        if (const Status status = make_plan(weight, kernels->width, plan); status != Status::ok) return status;
+        if (const Status status = make_plan(weight, *kernels, plan); status != Status::ok) return status;
         const std::unique_ptr<float[]> prepared(new float[static_cast<size_t>(plan.job.lanes)]);
         kernels->prepare(plan.job, nullptr, prepared.get());
         Rows rows{kernels, &plan.job, prepared.get(), columns == Columns::original, begin, out};

@@ -1,4 +1,4 @@
-// What every instruction set implements: three functions over one Job. Plain data only (see arb/packed.h).
+// What every instruction set implements: five functions over one Job. Plain data only (see arb/packed.h).
 #pragma once
 
 #include "arb/packed.h"
@@ -13,6 +13,14 @@ struct Run {
     int64_t block;
     int64_t second;  // salient runs: first column in the second plane
     bool salient;
+    int64_t table;  // where its tables begin in a row prepared as tables, in floats (lookup.inc)
+};
+
+// Consecutive blocks whose tables fit the first-level cache, for gemm by table lookup.
+struct Chunk {
+    int64_t first_block, end_block;
+    int64_t first_run, end_run;
+    int64_t first_word, end_word;  // 32-bit words of a line of a plane that it touches
 };
 
 // One packed weight, checked and planned for vectors of Kernels::width floats.
@@ -26,7 +34,8 @@ struct Job {
     const PackedView* weight;
     const Run* runs;
     int64_t run_count;
-    int64_t lanes;  // floats of a prepared row
+    int64_t lanes;        // floats of a prepared row
+    int64_t table_lanes;  // floats of a row prepared as tables
     int64_t salient_copies;
     int64_t other_copies;
     int64_t blocks;
@@ -38,11 +47,20 @@ struct Job {
     int64_t means;            // per row: blocks * (Gs + G), or 0
     int64_t scratch;          // floats of working memory that gemm and dequantize need
     float factor;             // 2^exponent
+
+    // gemm by table lookup, which plan.cpp chooses where lookup.inc can do it.
+    bool tables;
+    const Chunk* chunks;
+    int64_t chunk_count;
+    int64_t chunk_words;   // most words of a chunk
+    int64_t chunk_second;  // most words of the salient runs of a chunk
+    int64_t chunk_scales;  // most row scales of a chunk
 };
 
 struct Kernels {
     const char* name;
     int64_t width;  // floats per vector
+    int64_t panel;  // rows of the weight that gemm_tables works on at once
 
     // x [m] in column order (null: all ones) -> one prepared row of job.lanes floats.
     void (*prepare)(const Job& job, const float* x, float* prepared);
@@ -54,10 +72,18 @@ struct Kernels {
     // Rows begin..end-1 as out [end - begin, m]; `prepared` was made from ones. `scatter` gives column order.
     void (*dequantize)(const Job& job, const float* prepared, bool scatter, int64_t begin, int64_t end, float* scratch,
                        float* out);
+
+    // The same product by table lookup, if job.tables: x as tables of job.table_lanes floats, then y as from gemm. The
+    // tables of row t begin at prepared + t * job.table_lanes; batch is any number.
+    void (*prepare_tables)(const Job& job, const float* x, float* prepared);
+    void (*gemm_tables)(const Job& job, const float* prepared, int64_t batch, int64_t begin, int64_t end,
+                        float* scratch, float* const* y);
 };
 
-constexpr int64_t kMaxTile = 4;  // rows of x that one pass over the planes serves
-constexpr int64_t kRowTile = 2;  // rows of the weight worked on at once
+constexpr int64_t kTableFloats = 16;  // floats of a table
+constexpr int64_t kMaxTile = 4;       // rows of x that one pass over the planes serves
+constexpr int64_t kRowTile = 2;       // rows of the weight worked on at once by gemm
+constexpr int64_t kPanelTile = 32;    // a multiple of every Kernels::panel
 
 extern const Kernels scalar_kernels;
 #if defined(__x86_64__)

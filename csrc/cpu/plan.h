@@ -11,9 +11,10 @@ namespace arb {
 struct Plan {
     Job job{};
     std::vector<Run> runs;
+    std::vector<Chunk> chunks;
 };
 
-// `width` is the vector width of the kernels that will run. `plan.job` points into `plan` and `weight`.
-Status make_plan(const PackedView& weight, int64_t width, Plan& plan);
+// For the kernels that will run. `plan.job` points into `plan` and `weight`.
+Status make_plan(const PackedView& weight, const Kernels& kernels, Plan& plan);
 
 }  // namespace arb

@@ -1,5 +1,7 @@
 #include "vec.h"
 
 #include "../kernel.inc"
+#include "../lookup.inc"
 
-const arb::Kernels arb::avx512_kernels = {"avx512", kWidth, prepare, gemm, dequantize};
+const arb::Kernels arb::avx512_kernels = {"avx512", kWidth,     kPanel,         prepare,
+                                          gemm,     dequantize, prepare_tables, gemm_tables};

@@ -1,5 +1,6 @@
 #include "vec.h"
 
 #include "../kernel.inc"
+#include "../lookup.inc"
 
-const arb::Kernels arb::neon_kernels = {"neon", kWidth, prepare, gemm, dequantize};
+const arb::Kernels arb::neon_kernels = {"neon", kWidth, kPanel, prepare, gemm, dequantize, prepare_tables, gemm_tables};
