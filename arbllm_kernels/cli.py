@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
+from .calibration import SAMPLES, SEQLEN
 from .config import METHODS, METRICS, SCALE_DTYPES, QuantConfig
 from .errors import ArbError
 
@@ -55,11 +56,11 @@ def quantize(
     scale_dtype: Annotated[str, typer.Option(help=f"Storage of scales: {' or '.join(SCALE_DTYPES)}.")] = "fp16",
     calib: Annotated[
         str,
-        typer.Option(help="Calibration text: a .txt, .jsonl or .parquet file, hub:NAME[:config][:split], or self."),
+        typer.Option(help="Calibration text: a .txt, .jsonl or .parquet file, hub:NAME[[:config]:split], or self."),
     ] = "self",
     text_field: Annotated[str, typer.Option(help="Field of .jsonl and .parquet rows that holds the text.")] = "text",
-    samples: Annotated[int, typer.Option(help="Calibration windows (the paper: 128).", min=1)] = 32,
-    seqlen: Annotated[int, typer.Option(help="Tokens per window (the paper: 2048).", min=2)] = 512,
+    samples: Annotated[int, typer.Option(help="Calibration windows (the paper: 128).", min=1)] = SAMPLES,
+    seqlen: Annotated[int, typer.Option(help="Tokens per window (the paper: 2048).", min=2)] = SEQLEN,
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows, and of self-written text.")] = 0,
     embed_dtype: Annotated[
         str, typer.Option(help="Storage of embeddings, norms and head: auto (the checkpoint's own), fp32, bf16, fp16.")
@@ -91,21 +92,25 @@ def quantize(
         scale_dtype=scale_dtype,
     )
     console.print(f"{cfg.label}: {model} -> {out}")
-    summary = quantize_checkpoint(
-        model,
-        out,
-        cfg,
-        calib,
-        samples=samples,
-        seqlen=seqlen,
-        seed=seed,
-        text_field=text_field,
-        embed_dtype=embed_dtype,
-        skip=tuple(skip or ()),
-        resume=resume,
-        overwrite=overwrite,
-        progress=True,
-    )
+    try:
+        summary = quantize_checkpoint(
+            model,
+            out,
+            cfg,
+            calib,
+            samples=samples,
+            seqlen=seqlen,
+            seed=seed,
+            text_field=text_field,
+            embed_dtype=embed_dtype,
+            skip=tuple(skip or ()),
+            resume=resume,
+            overwrite=overwrite,
+            progress=True,
+        )
+    except KeyboardInterrupt as stop:
+        errors.print("arbllm: interrupted; finished layers are kept. The same command with --resume goes on.")
+        raise typer.Exit(130) from stop
     console.print(summary.table())
     _print_split(out)
 
@@ -262,6 +267,3 @@ def main() -> None:
     except (ArbError, OSError) as error:
         errors.print(f"arbllm: {error}", style="red", markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("arbllm: interrupted")
-        sys.exit(130)

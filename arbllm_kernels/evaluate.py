@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .calibration import read_text, tokenize
 from .errors import CalibrationError, InputError
-from .models import context_length, vocab_size
+from .models import check_length, check_vocabulary, context_length
 
 CHUNK = 128  # positions whose logits are float32 at the same time
 DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -110,17 +110,21 @@ def generate_stream(
 
     Args:
         temperature: 0 takes the likeliest token, otherwise tokens are sampled with `seed`.
-        chat: send the prompt as a user message through the tokenizer's chat template, where it has one.
+        chat: send the prompt as a user message through the tokenizer's chat template.
 
     Raises:
-        InputError: empty prompt, a bad number, a prompt longer than the context; or what the model itself raises.
+        InputError: empty prompt, a bad number, more tokens than the context holds, no chat template; or what the model itself raises.
     """
     if max_new_tokens < 1 or not 0.0 <= temperature < math.inf:
         raise InputError(f"max_new_tokens = {max_new_tokens}, temperature = {temperature}: need >= 1 and >= 0")
     inputs = _prompt_ids(tokenizer, prompt, chat)
     limit = context_length(model)
-    if limit is not None and inputs["input_ids"].shape[1] >= limit:
-        raise InputError(f"the prompt is {inputs['input_ids'].shape[1]} tokens, the model's context {limit}")
+    length = inputs["input_ids"].shape[1]
+    if limit is not None and length + max_new_tokens > limit:
+        raise InputError(
+            f"a prompt of {length} tokens and max_new_tokens = {max_new_tokens} do not fit the model's context of "
+            f"{limit} tokens; at most {max(limit - length, 0)} new tokens do"
+        )
     return _stream(model, tokenizer, inputs, max_new_tokens, temperature, seed)
 
 
@@ -162,7 +166,9 @@ def _stream(
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> dict[str, Tensor]:
-    if chat and getattr(tokenizer, "chat_template", None):
+    if chat:
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError("the model's tokenizer has no chat template; leave out --chat (chat=True)")
         message = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
         encoded = tokenizer(text, return_tensors="pt", add_special_tokens=False)
@@ -189,11 +195,10 @@ def _check(model: nn.Module, ids: Any, seqlen: int) -> Tensor:
     if ids.dim() == 2 and len(ids) != 1:
         raise InputError(f"ids {list(ids.shape)}: only one sequence, [L] or [1, L]")
     flat: Tensor = ids.reshape(-1)
-    limit, vocab = context_length(model), vocab_size(model)
-    if seqlen < 2 or (limit is not None and seqlen > limit):
-        raise InputError(f"seqlen = {seqlen}: must be 2..{limit if limit is not None else 'any'}")
+    if not isinstance(seqlen, int) or seqlen < 2:
+        raise InputError(f"seqlen = {seqlen!r}: must be a whole number of at least 2")
+    check_length(seqlen, model)
     if len(flat) < seqlen:
         raise CalibrationError(f"{len(flat)} tokens do not fill one window of {seqlen}")
-    if int(flat.min()) < 0 or (vocab is not None and int(flat.max()) >= vocab):
-        raise InputError(f"token ids span {int(flat.min())}..{int(flat.max())}, the model knows 0..{vocab or '?'} - 1")
+    check_vocabulary(flat, model)
     return flat

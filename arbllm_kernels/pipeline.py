@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from . import container
-from .calibration import calibration_ids, is_self
+from .calibration import SAMPLES, SEQLEN, calibration_ids, check_source, is_self
 from .checkpoints import Checkpoint, open_checkpoint
 from .config import QuantConfig
 from .errors import CalibrationError, InputError
 from .layer_loop import quantize_layers
 from .linear import ARBLinear
-from .models import check_finite, check_ids, check_skip, dense_share, find_layers, layer_linears
+from .models import check_finite, check_ids, check_length, check_skip, dense_share, find_layers, layer_linears
 from .progress import LinearRecord, Report, Seconds
 from .stores import MemoryStore, StreamStore, cast
 from .workdir import WorkFolder
@@ -134,8 +134,8 @@ def quantize_checkpoint(
     cfg: QuantConfig,
     calibration: str | Path | Tensor,
     *,
-    samples: int = 128,
-    seqlen: int = 2048,
+    samples: int = SAMPLES,
+    seqlen: int = SEQLEN,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -166,6 +166,9 @@ def quantize_checkpoint(
     work.check(resume)
     checkpoint = open_checkpoint(source)
     _check_model(checkpoint.model, skip)
+    if not isinstance(calibration, Tensor):
+        check_source(calibration)
+        check_length(seqlen, checkpoint.model)
     if checkpoint.note:
         report.note(checkpoint.note)
     dtype = _embed_dtype(embed_dtype, checkpoint)
@@ -244,11 +247,10 @@ def _ids(
         model = checkpoint.materialize(dtype)
     elif tokenizer is None:
         raise CalibrationError(f"{checkpoint.path}: holds no tokenizer, so text cannot be tokenized; use 'self'")
+    if model is None:
+        return calibration_ids(calibration, tokenizer, samples, seqlen, seed, text_field=text_field), described
     with report.bar("calibration text", samples * seqlen):
-        ids = calibration_ids(
-            calibration, tokenizer, samples, seqlen, seed, model, text_field=text_field, advance=report.advance
-        )
-    return ids, described
+        return calibration_ids(calibration, tokenizer, samples, seqlen, seed, model, advance=report.advance), described
 
 
 def _writing_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -302,6 +304,10 @@ def _check_model(model: nn.Module, skip: Sequence[str]) -> None:
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name a file, such as {out / 'model.arb'}")
+    if out.suffix != ".arb":
+        raise InputError(
+            f"{out}: must end in .arb, by which the file is recognised later; try {out.with_suffix('.arb')}"
+        )
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists already; choose another name or overwrite it (--overwrite)")
     folder = out.absolute().parent

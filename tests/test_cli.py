@@ -124,6 +124,35 @@ def test_quantize_refuses_to_overwrite(capsys, folder, packed):
     assert packed.read_bytes() == before
 
 
+def test_quantize_wants_a_name_it_will_know_again(capsys, folder, tmp_path):
+    code, _, err = attempt(capsys, "quantize", folder, tmp_path / "model.bin")
+    assert code == 1
+    assert "model.arb" in err
+
+
+def test_windows_longer_than_the_context_are_refused_at_once(capsys, folder, tmp_path):
+    code, _, err = attempt(capsys, "quantize", folder, tmp_path / "o.arb", "--seqlen", 512)
+    assert code == 1
+    assert "context of 64" in err
+    assert "loaded whole" not in err
+
+
+def test_interrupted_quantize_says_how_to_go_on(capsys, folder, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("arbllm_kernels.pipeline.quantize_checkpoint", interrupt)
+    code, _, err = attempt(capsys, "quantize", folder, tmp_path / "o.arb")
+    assert code == 130
+    assert "--resume" in err
+
+
+def test_more_tokens_than_the_context_are_refused(capsys, packed):
+    code, _, err = attempt(capsys, "generate", packed, "w1 w2 w3", "-n", 100)
+    assert code == 1
+    assert "at most 61" in err
+
+
 @pytest.mark.parametrize(("option", "value"), [("--method", "arb-y"), ("--groups", 3), ("--block-size", 0)])
 def test_bad_knobs_name_the_knob(capsys, folder, tmp_path, option, value):
     code, _, err = attempt(capsys, "quantize", folder, tmp_path / "o.arb", option, value)

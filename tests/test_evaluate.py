@@ -41,7 +41,7 @@ def test_perplexity_is_its_definition(chunk: int, monkeypatch: pytest.MonkeyPatc
         ([1, 2], 2, None, "list"),
         (torch.ones(2, 20, dtype=torch.int64), 16, None, "only one sequence"),
         (torch.ones(40, dtype=torch.int64), 1, None, "seqlen = 1"),
-        (torch.ones(99, dtype=torch.int64), CONTEXT + 1, None, f"2..{CONTEXT}"),
+        (torch.ones(99, dtype=torch.int64), CONTEXT + 1, None, f"context of {CONTEXT}"),
         (torch.ones(40, dtype=torch.int64), 16, 3, "make 1..2 windows of 16"),
         (torch.ones(40, dtype=torch.int64), 16, 0, "make 1..2 windows"),
         (torch.full((40,), VOCAB), 16, None, f"span {VOCAB}..{VOCAB}"),
@@ -83,9 +83,10 @@ def test_chat_wraps_the_prompt_in_the_template(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(model, "generate", lambda **k: (seen.append(k["input_ids"][0].tolist()), original(**k))[1])
     for chat in (True, False):
         list(generate_stream(model, tokenizer, "w1", 2, chat=chat))
+    assert seen == [[9, 1, 8], [1]]
     tokenizer.chat_template = None
-    list(generate_stream(model, tokenizer, "w1", 2, chat=True))
-    assert seen == [[9, 1, 8], [1], [1]]
+    with pytest.raises(InputError, match="no chat template"):
+        generate_stream(model, tokenizer, "w1", 2, chat=True)
 
 
 def test_generation_errors_reach_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +96,7 @@ def test_generation_errors_reach_the_caller(monkeypatch: pytest.MonkeyPatch) -> 
             generate_stream(model, tokenizer, "w1", **arguments)
     with pytest.raises(InputError, match="prompt is empty"):
         generate_stream(model, tokenizer, "")
-    with pytest.raises(InputError, match=f"the model's context {CONTEXT}"):
+    with pytest.raises(InputError, match=f"context of {CONTEXT}"):
         generate_stream(model, tokenizer, "w1 " * CONTEXT)
 
     def fail(**_: object) -> None:

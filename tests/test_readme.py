@@ -25,6 +25,12 @@ def test_python_example():
     assert 2.5 < names["packed"].bits_per_weight < 3.5
 
 
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (Path(__file__).parents[1] / link).exists()] == []
+
+
 def test_there_are_commands():
     assert {name for name, _ in COMMANDS} == {"quantize", "inspect", "verify", "eval", "generate"}
 
