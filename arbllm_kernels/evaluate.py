@@ -113,7 +113,8 @@ def generate_stream(
         chat: send the prompt as a user message through the tokenizer's chat template.
 
     Raises:
-        InputError: empty prompt, a bad number, more tokens than the context holds, no chat template; or what the model itself raises.
+        InputError: empty prompt, a bad number, more tokens than the context holds, no chat template; and what the model
+            itself raises.
     """
     if max_new_tokens < 1 or not 0.0 <= temperature < math.inf:
         raise InputError(f"max_new_tokens = {max_new_tokens}, temperature = {temperature}: need >= 1 and >= 0")

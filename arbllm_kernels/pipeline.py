@@ -306,7 +306,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: is a folder; name a file, such as {out / 'model.arb'}")
     if out.suffix != ".arb":
         raise InputError(
-            f"{out}: must end in .arb, by which the file is recognised later; try {out.with_suffix('.arb')}"
+            f"{out}: must end in .arb, by which it is recognised later; try {out.with_suffix('.arb')}"
         )
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists already; choose another name or overwrite it (--overwrite)")
