@@ -1,6 +1,6 @@
 """Builds the extension arbllm_kernels._native by running CMake and Ninja; everything else is in pyproject.toml.
 
-Environment: ARBLLM_CMAKE_ARGS holds further arguments for CMake, e.g. "-DARB_WERROR=OFF".
+Environment: ARBLLM_CMAKE_ARGS holds further arguments for CMake, e.g. "-DARB_WERROR=ON".
 """
 
 from __future__ import annotations
