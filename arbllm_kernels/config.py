@@ -36,7 +36,7 @@ class QuantConfig:
         scale_dtype: storage of scales and means, "fp16" or "fp32".
 
     Raises:
-        InputError: a field is out of range; the message names it.
+        InputError: a field is of the wrong type or out of range; the message names it.
     """
 
     method: str = "arb-rc"
@@ -62,7 +62,8 @@ class QuantConfig:
         _in_range("iters", self.iters, 0, 10_000)
         _in_range("max_salient", self.max_salient, 2, 65536)
         _in_range("thresholds", self.thresholds, 1, 10_000)
-        if not 0.0 <= self.damp < float("inf"):
+        number = isinstance(self.damp, (int, float)) and not isinstance(self.damp, bool)
+        if not number or not 0.0 <= self.damp < float("inf"):
             raise InputError(f"QuantConfig.damp = {self.damp!r}: must be a finite number >= 0")
 
     @property
@@ -95,7 +96,7 @@ class QuantConfig:
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
+    if not any(type(value) is type(a) and value == a for a in allowed):  # 2.0, 1 and True equal 2, True and 1
         raise InputError(f"QuantConfig.{name} = {value!r}: must be one of {', '.join(map(str, allowed))}")
 
 

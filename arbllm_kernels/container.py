@@ -23,7 +23,7 @@ from .config import QuantConfig
 from .errors import FormatError, InputError
 from .header import TOKENIZER, Header
 from .inspect import Report, inspect, report
-from .linear import ARBLinear
+from .linear import X_DTYPES, ARBLinear
 from .packed import PARTS, PackedWeight
 from .skeleton import BUILD_ERRORS, Builder, brief, read_config
 
@@ -51,9 +51,10 @@ def save(
         extra: any JSON value, kept for the reader.
 
     Raises:
-        InputError: the model has no config, or holds what the format cannot.
+        InputError: the model has no config, or holds what the format cannot; path is a folder or in none.
         OSError: the file cannot be written.
     """
+    _check_target(Path(path))
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
         raise InputError(f"{type(model).__name__} has no transformers config, so load() could not rebuild it")
@@ -87,8 +88,23 @@ def save(
     write(path, tensors, header, {} if tokenizer is None else tokenizer_files(tokenizer))
 
 
+def _check_target(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a file, such as {path / 'model.arb'}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; create it first")
+
+
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    """The files a transformers tokenizer saves itself as, without traces of where it came from."""
+    """The files a transformers tokenizer saves itself as, without traces of where it came from.
+
+    Raises InputError for anything else, such as a name.
+    """
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise InputError(
+            f"tokenizer is {type(tokenizer).__name__} {tokenizer!r:.80}, must be a transformers tokenizer, as "
+            "AutoTokenizer.from_pretrained returns it"
+        )
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
@@ -153,16 +169,20 @@ def load(
     overwritten in place while the model lives; replacing it, as `save` does, is safe.
 
     Args:
-        dtype: floating-point type for dense tensors; None keeps what the file holds. Scales keep theirs.
+        device: where the model goes.
+        dtype: float32, bfloat16 or float16 for dense tensors; None keeps what the file holds. Scales keep theirs.
         trust_remote_code: let the config in the file name code on the hub, as in transformers.
 
     Returns:
         (model, tokenizer); tokenizer is None if the file holds none.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file or device, or dtype is another.
         FormatError: the file is damaged, hostile, newer, or its model unknown to the installed transformers.
     """
+    if dtype is not None and dtype not in X_DTYPES:
+        raise InputError(f"dtype = {dtype!r}: must be torch.float32, torch.bfloat16 or torch.float16, or None")
+    _check_available(device)
     archive = read(path)
     config = read_config(archive, trust_remote_code)
     if dtype is not None:
@@ -176,6 +196,13 @@ def load(
     _set_generation_config(archive, model)
     tokenizer = _read_tokenizer(archive, mapped, trust_remote_code)
     return model.to(device).eval(), tokenizer
+
+
+def _check_available(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise InputError(f"device = {str(device)!r} is not usable here: {brief(error)}; use device='cpu'") from error
 
 
 def verify(path: str | os.PathLike[str]) -> Report:

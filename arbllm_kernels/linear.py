@@ -22,15 +22,17 @@ def linear(x: Tensor, pw: PackedWeight, bias: Tensor | None = None) -> Tensor:
     Args:
         x: [..., m], float32, bfloat16 or float16; computed in float32. Gradients flow to x.
         pw: packed [n, m] weight on the device of x.
-        bias: [n] or None.
+        bias: [n], floating point, or None.
 
     Returns:
         [..., n] in the dtype of x.
 
     Raises:
-        InputError: wrong last dimension, dtype or device; the message says which.
+        InputError: wrong type, last dimension, dtype or device; the message says which.
     """
+    _check_packed("linear", pw)
     _check_input(x, pw.layout, pw.sign.device)
+    _check_bias("linear", bias, pw.layout.rows)
     return _add_bias(LINEAR(x, *packed_args(pw)), bias)
 
 
@@ -42,7 +44,7 @@ class ARBLinear(nn.Module):
 
     Args:
         pw: the weight, used as it is (not copied), e.g. views of a memory-mapped file.
-        bias: [n] or None; becomes a Parameter that requires no gradient.
+        bias: [n], floating point, or None; becomes a Parameter that requires no gradient.
     """
 
     layout: Layout
@@ -50,8 +52,8 @@ class ARBLinear(nn.Module):
 
     def __init__(self, pw: PackedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
-        if bias is not None and tuple(bias.shape) != (pw.layout.rows,):
-            raise InputError(f"ARBLinear: bias {list(bias.shape)} does not fit {pw.layout.rows} rows")
+        _check_packed("ARBLinear", pw)
+        _check_bias("ARBLinear", bias, pw.layout.rows)
         self.layout = pw.layout
         self._sizes = layout_sizes(pw.layout)
         parts = pw.tensors()
@@ -193,7 +195,25 @@ class ARBLinear(nn.Module):
         self.refresh()
 
 
+def _check_packed(what: str, pw: object) -> None:
+    if not isinstance(pw, PackedWeight):
+        raise InputError(f"{what}: pw is {type(pw).__name__}, must be a PackedWeight, as quantize_weight returns it")
+
+
+def _check_bias(what: str, bias: object, rows: int) -> None:
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor):
+        raise InputError(f"{what}: bias is {type(bias).__name__}, must be a floating-point tensor [{rows}] or None")
+    if tuple(bias.shape) != (rows,):
+        raise InputError(f"{what}: bias {list(bias.shape)} does not fit {rows} rows; must be [{rows}]")
+    if not bias.is_floating_point():
+        raise InputError(f"{what}: bias {list(bias.shape)} is {bias.dtype}, must be floating point; convert it first")
+
+
 def _check_input(x: Tensor, layout: Layout, device: torch.device) -> None:
+    if not isinstance(x, Tensor):
+        raise InputError(f"x is {type(x).__name__}, must be a tensor [..., {layout.cols}]; use torch.as_tensor")
     if x.dim() == 0 or x.shape[-1] != layout.cols:
         raise InputError(
             f"x {list(x.shape)} times a packed weight [{layout.rows}, {layout.cols}]: the last dimension of x must be "

@@ -61,17 +61,38 @@ def packed_args(pw: PackedWeight) -> PackedArgs:
 
 # ---- CPU
 
+VIEWED = ("sign", "group", "second", "row_scale", "mean", "col_scale", "col_scale2", "order", "counts")
+
 
 def _view(args: PackedArgs) -> Any:
-    """The native view of a packed weight. The caller keeps the tensors alive while it is used."""
-    sign, group, second, row_scale, mean, col_scale, col_scale2, order, counts, sizes = args
-    flat = [*sizes, row_scale.dtype == torch.float16]
-    for t in (sign, group, second, row_scale, mean, col_scale, col_scale2, order, counts):
+    """The native view of a packed weight. The caller keeps the tensors alive while it is used.
+
+    Raises InputError for a part whose memory is not what the native code takes it for. That code checks the sizes, and
+    the dispatcher brings CPU tensors only: one of another device takes the call there, or to the fakes below.
+    """
+    scale, word = args[3].dtype, torch.int32
+    if scale is not torch.float16 and scale is not torch.float32:
+        raise InputError(_unreadable(args, 3, "float16 or float32"))
+    flat = [*args[9], scale is torch.float16]
+    for i, dtype in enumerate((word, word, word, scale, scale, scale, scale, word, word)):
+        t: Any = args[i]
         if t is None:
             flat += (0, 0)
-        else:
+        elif t.dtype is dtype and t.is_contiguous():
             flat += (t.data_ptr(), t.numel())
+        else:
+            raise InputError(_unreadable(args, i, str(dtype)))
     return extension.PackedView(*flat)
+
+
+def _unreadable(args: PackedArgs, i: int, dtype: str) -> str:
+    t: Any = args[i]
+    order = "" if t.is_contiguous() else ", not contiguous"
+    return (
+        f"packed weight: {VIEWED[i]} is {t.dtype} {list(t.shape)} on {t.device}{order}; must be contiguous {dtype} on "
+        "the CPU, the scales all of one dtype. Keep the parts as quantize_weight or load gave them; "
+        "PackedWeight.validate() checks them"
+    )
 
 
 def _as_rows(x: Tensor, columns: int) -> Tensor:
@@ -144,15 +165,25 @@ def check_device(what: str, device: torch.device) -> None:
 # ---- fake implementations: shapes and dtypes only
 
 
+def _check_one_device(device: torch.device, args: Sequence[Any]) -> None:
+    """One meta tensor among CPU tensors brings the call here, where nothing would be computed."""
+    for name, t in zip(VIEWED, args, strict=False):
+        if t is not None and t.device != device:
+            raise InputError(f"packed weight: {name} is on {t.device}, other tensors of the call on {device}; move it")
+
+
 def _linear_fake(x: Tensor, *args: Any) -> Tensor:
+    _check_one_device(x.device, args)
     return x.new_empty(*x.shape[:-1], args[-1][0])
 
 
 def _linear_input_grad_fake(dy: Tensor, *args: Any) -> Tensor:
+    _check_one_device(dy.device, args)
     return dy.new_empty(*dy.shape[:-1], args[-1][1])
 
 
 def _dequantize_fake(sign: Tensor, *args: Any) -> Tensor:
+    _check_one_device(sign.device, (sign, *args))
     return sign.new_empty(args[-1][0], args[-1][1], dtype=torch.float32)
 
 

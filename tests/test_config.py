@@ -37,10 +37,11 @@ def test_labels(method, label):
         ("method", "rtn4"), ("metric", "hesian"), ("scale_dtype", "bf16"), ("groups", 3), ("salient_order", 0),
         ("cgb", "yes"), ("block_size", 0), ("block_size", 65537), ("block_size", 128.0), ("iters", -1),
         ("iters", True), ("max_salient", 1), ("thresholds", 0), ("damp", -0.1), ("damp", float("nan")),
-        ("damp", float("inf")),
+        ("damp", float("inf")), ("damp", True), ("damp", "0.01"), ("damp", None), ("groups", 2.0), ("cgb", 1),
+        ("salient_order", True), ("method", ["arb"]),
     ],
 )  # fmt: skip
-def test_refuses_values_out_of_range(field, value):
+def test_refuses_values_of_the_wrong_type_or_out_of_range(field, value):
     with pytest.raises(InputError, match=rf"QuantConfig\.{field} = "):
         QuantConfig(**{field: value})
 

@@ -284,6 +284,39 @@ def test_save_refuses_a_model_without_config(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_save_refuses_a_place_that_is_no_file(tmp_path):
+    model = pack_linears(llama())
+    with pytest.raises(InputError, match=re.escape(f"there is no folder {tmp_path / 'nodir'}; create it first")):
+        save(model, tmp_path / "nodir" / "a.arb")
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path} is a folder: give the name of a file")):
+        save(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_refuses_the_name_of_a_tokenizer(tmp_path):
+    with pytest.raises(InputError, match="tokenizer is str 'llama', must be a transformers tokenizer"):
+        save(pack_linears(llama()), tmp_path / "m.arb", tokenizer="llama")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8, torch.float64])
+def test_load_refuses_other_dtypes(tmp_path, dtype):
+    with pytest.raises(InputError, match=r"dtype = .*: must be torch\.float32, torch\.bfloat16 or torch\.float16"):
+        load(tmp_path / "m.arb", dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")),
+        "nowhere",
+    ],
+)
+def test_load_refuses_a_device_that_is_not_there(tmp_path, device):
+    with pytest.raises(InputError, match=f"device = '{device}' is not usable here: .*; use device='cpu'"):
+        load(tmp_path / "m.arb", device=device)
+
+
 def test_save_refuses_non_finite_weights_by_name(tmp_path):
     model = pack_linears(llama())
     model.model.norm.weight.data[3] = float("nan")

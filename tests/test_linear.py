@@ -53,6 +53,26 @@ def test_wrong_inputs_name_the_fault() -> None:
         ARBLinear(layer.packed, torch.zeros(11))
 
 
+def test_what_is_no_tensor_weight_or_bias_is_refused() -> None:
+    pw, x = random_packed(12, 70, 32), torch.randn(2, 70)
+    with pytest.raises(InputError, match=r"x is ndarray, must be a tensor \[\.\.\., 70\]"):
+        linear(x.numpy(), pw)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="linear: pw is Tensor, must be a PackedWeight"):
+        linear(x, pw.dequantize())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="ARBLinear: pw is Tensor, must be a PackedWeight"):
+        ARBLinear(pw.dequantize())  # type: ignore[arg-type]
+    for bias, message in [
+        (torch.zeros(1), r"bias \[1\] does not fit 12 rows; must be \[12\]"),
+        (torch.zeros(2, 12), r"bias \[2, 12\] does not fit"),
+        (torch.zeros(12, dtype=torch.int32), r"bias \[12\] is torch.int32, must be floating point"),
+        ([0.0] * 12, r"bias is list, must be a floating-point tensor \[12\]"),
+    ]:
+        with pytest.raises(InputError, match=f"linear: {message}"):
+            linear(x, pw, bias)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=f"ARBLinear: {message}"):
+            ARBLinear(pw, bias)  # type: ignore[arg-type]
+
+
 def test_conversions_leave_the_format_alone() -> None:
     for dtype in (torch.float16, torch.float32):
         layer = make_layer(dtype=dtype, mean=True)

@@ -242,11 +242,30 @@ def test_order_of_the_methods():
         (torch.ones(2, 4), torch.eye(5), r"\[4, 4\]"),
         (torch.ones(2, 4), -torch.eye(4), "positive definite"),
         (torch.ones(2, 4, dtype=torch.int32), torch.eye(4), "floating point"),
+        ([[1.0, 2.0]], torch.eye(2), "W is list, must be .* torch.Tensor; use torch.as_tensor"),
+        (torch.ones(2, 4).numpy(), torch.eye(4), "W is ndarray"),
+        (torch.ones(2, 4), torch.eye(4).numpy(), "H is ndarray"),
+        (torch.ones(2, 4, device="meta"), torch.eye(4), r"W \[2, 4\] is on the meta device .* load its weights"),
     ],
 )
 def test_bad_input(W, H, message):
     with pytest.raises(InputError, match=message):
         quantize_weight(W, H)
+
+
+@pytest.mark.parametrize("cfg", ["arb-rc", {}])
+def test_cfg_must_be_a_config(cfg):
+    with pytest.raises(InputError, match=f"cfg is {type(cfg).__name__}, must be a QuantConfig"):
+        quantize_weight(torch.ones(2, 4), torch.eye(4), cfg)
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_autocast_changes_nothing(backend):
+    W, H = matrix(16, 64)
+    expected = quantize_weight(W, H, backend=backend).tensors()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = quantize_weight(W, H, backend=backend).tensors()
+    assert all(torch.equal(t, found[name]) for name, t in expected.items())
 
 
 def test_arb_x_needs_S():

@@ -83,6 +83,28 @@ def test_wrong_last_dimension_and_device_are_refused() -> None:
         ops.check_device("arb.linear", torch.device("cuda:0"))
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("sign", torch.Tensor.long, r"sign is torch.int64 \[12, 4\] on cpu; must be contiguous torch.int32"),
+        ("sign", lambda t: t.t().contiguous().t(), r"sign is torch.int32 \[12, 4\] on cpu, not contiguous"),
+        ("row_scale", torch.Tensor.float, "mean is torch.float16 .* torch.float32 on the CPU, the scales all of one"),
+        ("row_scale", torch.Tensor.double, "row_scale is torch.float64 .* must be contiguous float16 or float32"),
+        ("col_scale2", torch.Tensor.bfloat16, "col_scale2 is torch.bfloat16"),
+        ("order", torch.Tensor.long, "order is torch.int64"),
+        ("counts", torch.Tensor.long, "counts is torch.int64"),
+        ("second", lambda t: t.to("meta"), "second is on meta, other tensors of the call on cpu; move it"),
+    ],
+)
+def test_parts_that_the_native_code_would_misread_are_refused(part: str, change: Any, message: str) -> None:
+    args = list(ops.packed_args(make(mean=True)))
+    args[ops.VIEWED.index(part)] = change(args[ops.VIEWED.index(part)])
+    with pytest.raises(InputError, match=message):
+        ops.LINEAR(torch.randn(2, 70), *args)
+    with pytest.raises(InputError, match=message):
+        ops.DEQUANTIZE(*args)
+
+
 def test_the_product_may_be_modified_in_place_under_autograd() -> None:
     """As models do that add a residual to a projection: the output must not be a view of something else."""
     args = ops.packed_args(make())

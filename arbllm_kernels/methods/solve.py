@@ -59,9 +59,11 @@ def quantize_weight(
         The packed weight, on the device of W.
 
     Raises:
-        InputError: wrong shape or dtype, NaN or Inf, H not positive definite, a backend that cannot run here.
+        InputError: wrong type, shape or dtype, NaN or Inf, H not positive definite, a backend that cannot run here.
     """
-    cfg = cfg or QuantConfig()
+    cfg = QuantConfig() if cfg is None else cfg
+    if not isinstance(cfg, QuantConfig):
+        raise InputError(f"cfg is {type(cfg).__name__}, must be a QuantConfig, such as QuantConfig(method='arb-rc')")
     _check_matrix("W", W)
     _check_square("H", H, W.shape[1])
     return solve(W, hessian_factor(H.to(W.device), cfg.damp), cfg, H / 2 if S is None else S, backend=backend)[0]
@@ -73,9 +75,15 @@ def solve(
 ) -> tuple[PackedWeight, float]:
     """`quantize_weight` with a factorized Hessian; also returns the proxy loss 1/2 sum E^2.
 
-    S (undamped, float [m, m]) is required by ARB-X and ignored by the others.
+    S (undamped, float [m, m]) is required by ARB-X and ignored by the others. Autocast is off inside: every step
+    counts on the dtype it asks for.
     """
     _check_matrix("W", W)
+    with torch.autocast(W.device.type, enabled=False):
+        return _solve(W, factor, cfg, S, backend)
+
+
+def _solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None, backend: str) -> tuple[PackedWeight, float]:
     n, m = W.shape
     if len(factor.U) != m:
         raise InputError(f"W {list(W.shape)} has {m} inputs but the Hessian is {len(factor.U)} x {len(factor.U)}")
@@ -192,6 +200,10 @@ class _BlockUnderWork:
 
 
 def _check_matrix(name: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise InputError(f"{name} is {type(t).__name__}, must be a floating-point torch.Tensor; use torch.as_tensor")
+    if t.is_meta:
+        raise InputError(f"{name} {list(t.shape)} is on the meta device and has no values; load its weights first")
     if t.ndim != 2 or t.numel() == 0:
         raise InputError(f"{name} must be a non-empty matrix, got shape {list(t.shape)}")
     if not t.is_floating_point():
@@ -201,6 +213,6 @@ def _check_matrix(name: str, t: Tensor) -> None:
 
 
 def _check_square(name: str, t: Tensor, m: int) -> None:
-    if tuple(t.shape) != (m, m):
+    if isinstance(t, Tensor) and tuple(t.shape) != (m, m):
         raise InputError(f"{name} must be [{m}, {m}] to match the {m} inputs of W, got {list(t.shape)}")
     _check_matrix(name, t)
