@@ -57,7 +57,9 @@ def is_skipped(name: str, skip: Sequence[str]) -> bool:
 
 
 def check_skip(model: nn.Module, stack: str, skip: Sequence[str]) -> None:
-    """Raises InputError for a bad regex, one that matches no linear of the stack, or if none is left to quantize."""
+    """Raises InputError for a plain str, a bad or idle regex (no linear of the stack matches), or if none is left."""
+    if isinstance(skip, str):  # a sequence too, of one-letter patterns that match nearly everything
+        raise InputError(f"skip is the str {skip!r}: give a list or tuple of patterns, such as [{skip!r}]")
     names = [f"{stack}.{name}" for name in _linear_names(model.get_submodule(stack))]
     for pattern in skip:
         try:

@@ -59,6 +59,8 @@ def test_skip_patterns_must_mean_something() -> None:
         check_skip(model, "model.layers", ["query"])
     with pytest.raises(InputError, match="no regular expression"):
         check_skip(model, "model.layers", ["("])
+    with pytest.raises(InputError, match=r"skip is the str 'q_proj': give a list or tuple .* \['q_proj'\]"):
+        check_skip(model, "model.layers", "q_proj")
     with pytest.raises(InputError, match="leave no linear"):
         check_skip(model, "model.layers", ["proj"])
 
