@@ -114,13 +114,23 @@ def check_ids(ids: Any, model: nn.Module) -> Tensor:
         raise InputError(f"calibration ids are {got}: must be an int64 tensor [samples, seqlen]")
     if ids.numel() == 0:
         raise InputError(f"calibration ids are empty ({list(ids.shape)}): at least one token of one sample is needed")
-    limit, vocab = context_length(model), vocab_size(model)
-    if limit is not None and ids.shape[1] > limit:
-        raise InputError(f"seqlen {ids.shape[1]} is longer than the model's context of {limit} tokens")
-    low, high = int(ids.min()), int(ids.max())
+    check_length(ids.shape[1], model)
+    check_vocabulary(ids, model)
+    return ids
+
+
+def check_length(seqlen: int, model: nn.Module) -> None:
+    """Raises InputError when a window of `seqlen` tokens does not fit the model's context."""
+    limit = context_length(model)
+    if limit is not None and seqlen > limit:
+        raise InputError(f"seqlen {seqlen} is longer than the model's context of {limit} tokens")
+
+
+def check_vocabulary(ids: Tensor, model: nn.Module) -> None:
+    """Raises InputError when a token id is none of the model's."""
+    vocab, low, high = vocab_size(model), int(ids.min()), int(ids.max())
     if low < 0 or (vocab is not None and high >= vocab):
         raise InputError(f"token ids span {low}..{high}, the model knows 0..{vocab - 1 if vocab else '?'}")
-    return ids
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
