@@ -305,9 +305,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name a file, such as {out / 'model.arb'}")
     if out.suffix != ".arb":
-        raise InputError(
-            f"{out}: must end in .arb, by which it is recognised later; try {out.with_suffix('.arb')}"
-        )
+        raise InputError(f"{out}: must end in .arb, by which it is recognised later; try {out.with_suffix('.arb')}")
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists already; choose another name or overwrite it (--overwrite)")
     folder = out.absolute().parent
