@@ -291,8 +291,11 @@ def test_bad_outputs_are_refused_before_work_starts(tmp_path: Path, monkeypatch:
     new = tmp_path / "new.arb"
     with pytest.raises(InputError, match="embed_dtype = 'int8'"):
         run(new, embed_dtype="int8")
+    with pytest.raises(CalibrationError, match="no such file"):
+        run(new, ids=tmp_path / "brown.txt")
+    (tmp_path / "brown.txt").write_text("some words")
     with pytest.raises(CalibrationError, match="no tokenizer"):
-        run(new, ids="brown.txt")
+        run(new, ids=tmp_path / "brown.txt", seqlen=16)
     with pytest.raises(InputError, match="no unfinished run"):
         run(new, resume=True)
     monkeypatch.setattr(pipeline.os, "access", lambda *_: False)
@@ -302,7 +305,7 @@ def test_bad_outputs_are_refused_before_work_starts(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(InputError, match="GB of disk"):
         run(new)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "m.arb"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["brown.txt", "dense", "m.arb"]
 
 
 KILLED = """
