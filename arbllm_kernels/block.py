@@ -25,9 +25,11 @@ class Block:
         second: bool [n, k], second plane; read on salient columns only. None where salient_order is 1.
         row_scale: [n, scales_per_block]; salient group g, order o is at g * salient_order + o, then one per group.
         mean: [n, zones] or None.
-        col_scale: [groups, k] or None, first plane.
-        col_scale2: [salient_groups, k] or None, second plane; read on salient columns only.
+        col_scale: [groups, k], or [1, k] where the groups share it, or None; first plane.
+        col_scale2: [salient_groups, k], second plane, read on salient columns only. None where col_scale is shared (the
+            second plane then has the same column scales) or absent.
         salient_groups: groups among salient columns, 1 or the number of groups.
+        row_base: [n] or None. With it the row scales are whole numbers 0..127, in units of the row's base.
     """
 
     salient: Tensor
@@ -39,20 +41,22 @@ class Block:
     col_scale: Tensor | None
     col_scale2: Tensor | None
     salient_groups: int
+    row_base: Tensor | None = None
 
     @property
     def salient_order(self) -> int:
         return 1 if self.second is None else 2
 
     def rounded(self, dtype: torch.dtype) -> Block:
-        """The block as it will be stored: every scale rounded to `dtype`."""
+        """The block as it will be stored: every scale rounded to `dtype`, but for row scales that have a base."""
 
         def cast(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.to(dtype)
 
         return dataclasses.replace(
             self,
-            row_scale=self.row_scale.to(dtype),
+            row_scale=self.row_scale if self.row_base is not None else self.row_scale.to(dtype),
+            row_base=cast(self.row_base),
             mean=cast(self.mean),
             col_scale=cast(self.col_scale),
             col_scale2=cast(self.col_scale2),
@@ -61,25 +65,32 @@ class Block:
     def values(self, factor: float = 1.0) -> Tensor:
         """The weights, float32 [n, k].
 
-        `factor` is a power of two applied to row scales and means. The order of operations is part of the format, so
-        that every implementation agrees bit for bit: (row scale * column scale) with its sign, first plane plus second
-        plane, plus mean; no fused multiply-add.
+        `factor` is a power of two applied to row scales (or their bases) and means. The order of operations is part of
+        the format, so that every implementation agrees bit for bit: (row scale * column scale) with its sign, first
+        plane plus second plane, plus mean; no fused multiply-add.
         """
-        rows = self.row_scale.float() * factor
+        unit = factor if self.row_base is None else (self.row_base.float() * factor)[:, None]
+        rows = self.row_scale.float() * unit
         salient_group = self.group if self.salient_groups > 1 else torch.zeros_like(self.group)
         group = torch.where(self.salient, salient_group, self.group)
         others = self.salient_groups * self.salient_order
         value = rows.gather(1, torch.where(self.salient, group * self.salient_order, others + group))
         if self.col_scale is not None:
-            value = value * self.col_scale.float().gather(0, group)
+            value = value * _of_group(self.col_scale, group)
         value = torch.where(self.sign, value, -value)
         if self.second is not None:
             safe = torch.where(self.salient, group, 0)  # the second plane has no scales outside salient columns
             value2 = rows.gather(1, safe * 2 + 1)
-            if self.col_scale2 is not None:
-                value2 = value2 * self.col_scale2.float().gather(0, safe)
+            col_scale2 = self.col_scale if self.col_scale2 is None else self.col_scale2
+            if col_scale2 is not None:
+                value2 = value2 * _of_group(col_scale2, safe)
             value = torch.where(self.salient, value + torch.where(self.second, value2, -value2), value)
         if self.mean is not None:
             means = self.mean.float() * factor
             value = value + means.gather(1, torch.where(self.salient, group, self.salient_groups + group))
         return value
+
+
+def _of_group(scales: Tensor, group: Tensor) -> Tensor:
+    """[groups or 1, k] -> float32 [n, k]: the column scale that each weight meets."""
+    return scales.float().gather(0, group) if len(scales) > 1 else scales.float()

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -21,7 +22,9 @@ from .config import QuantConfig
 from .errors import FormatError, InputError
 from .packed import Layout
 
-FORMAT, VERSION = "arb", 1
+FORMAT = "arb"
+VERSIONS = ("1", "2")
+VERSION_2_PARTS = ("row_base", "columns")
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 MAX_DEPTH = 32  # nesting of the JSON inside
 MAX_DIMS = 8
@@ -127,12 +130,21 @@ def header_bytes(header: Header, table: dict[str, Entry], checksums: dict[str, s
         for name, e in table.items()
     }
     inner = _canonical({**header.to_dict(), "checksums": checksums})
-    metadata = {"arb": inner, "format": FORMAT, "sha256": _table_digest(inner, rows), "version": str(VERSION)}
+    version = needed_version(header, table)
+    metadata = {"arb": inner, "format": FORMAT, "sha256": _table_digest(inner, rows), "version": version}
     text = _canonical({"__metadata__": metadata, **rows}).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise InputError(f"the header takes {len(text)} bytes; {MAX_HEADER} is the limit")
     return struct.pack("<Q", len(text)) + text
+
+
+def needed_version(header: Header, table: Iterable[str]) -> str:
+    """The oldest format version that knows everything in use; files are written in that one."""
+    names = set(table)
+    newer = any(f"{module}.{part}" in names for module in header.layouts for part in VERSION_2_PARTS)
+    newer |= any(layout.shared_columns for layout in header.layouts.values())
+    return "2" if newer else "1"
 
 
 def _table_digest(inner: str, rows: dict[str, Any]) -> str:
@@ -159,8 +171,8 @@ def parse(text: bytes, size: int) -> tuple[Header, dict[str, Entry], dict[str, s
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise FormatError("a safetensors file perhaps, but not an .arb file: its metadata has no format = arb")
     version = metadata.get("version")
-    if version != str(VERSION):
-        known = f"this package reads version {VERSION}"
+    if version not in VERSIONS:
+        known = f"this package reads versions {' and '.join(VERSIONS)}"
         raise FormatError(f"format version {version!r:.20}, but {known}; upgrade arbllm_kernels to read newer files")
     if set(metadata) != {"arb", "format", "sha256", "version"} or not isinstance(metadata["arb"], str):
         raise FormatError("metadata must hold exactly the strings arb, format, sha256, version")
@@ -174,6 +186,8 @@ def parse(text: bytes, size: int) -> tuple[Header, dict[str, Entry], dict[str, s
     if not isinstance(checksums, dict) or set(checksums) != set(table):
         raise FormatError("metadata must hold one checksum per tensor")
     header = Header.from_dict(values)
+    if version != needed_version(header, table):
+        raise FormatError(f"format version {version}, but its content is of version {needed_version(header, table)}")
     planes = [f"{module}.{part}" for module in header.layouts for part in PLANES]
     for name in planes:
         if name in table and table[name].begin % 8:

@@ -13,7 +13,9 @@ CATEGORIES = {
     "second": "signs",
     "group": "bitmaps",
     "salient": "bitmaps",
+    "columns": "bitmaps",
     "row_scale": "scales",
+    "row_base": "scales",
     "mean": "scales",
     "col_scale": "scales",
     "col_scale2": "scales",
@@ -52,8 +54,8 @@ class Report:
 
     Attributes:
         signs: first and second sign planes.
-        bitmaps: group planes and column bitmaps.
-        scales: row scales, means and column scales.
+        bitmaps: group planes, column bitmaps and explicit column orders.
+        scales: row scales and their bases, means and column scales.
         embeddings: embeddings and output head, as far as they are dense.
         dense: all other dense tensors (norms, biases).
         tokenizer: tokenizer files.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .ops import DEQUANTIZE, LINEAR, check_device, layout_sizes, packed_args
-from .packed import PARTS, Layout, PackedWeight, block_counts, storage_order, unpack_bits
+from .packed import PARTS, Layout, PackedWeight
 
 X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DERIVED = ("order", "counts")
@@ -73,12 +73,15 @@ class ARBLinear(nn.Module):
         mean: bool,
         col_scale: bool,
         scale_dtype: torch.dtype = torch.float16,
+        coded: bool = False,
+        ordered: bool = False,
         bias_dtype: torch.dtype | None = None,
         device: torch.device | str = "meta",
     ) -> ARBLinear:
         """A layer of the right shapes and unset content, to be filled by load_state_dict (`assign=True` on meta).
 
-        `salient_columns` is C of packed.py; `bias_dtype` None means no bias.
+        `salient_columns` is C of packed.py; `coded` means uint8 row scales with a row base, `ordered` an explicit
+        column order; `bias_dtype` None means no bias.
         """
 
         def words(*shape: int) -> Tensor:
@@ -87,17 +90,20 @@ class ARBLinear(nn.Module):
         def scales(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=scale_dtype, device=device)
 
-        lay, second_scales = layout, col_scale and layout.salient_order == 2
+        lay, second_scales = layout, col_scale and layout.salient_order == 2 and not layout.shared_columns
+        row_scales = (lay.rows, lay.blocks, lay.scales_per_block)
         pw = PackedWeight(
             layout=lay,
             sign=words(lay.rows, lay.words),
             group=words(lay.rows, lay.group_bits, lay.words),
             second=words(lay.second_words(salient_columns)),
             salient=words(lay.words),
-            row_scale=scales(lay.rows, lay.blocks, lay.scales_per_block),
+            row_scale=torch.zeros(row_scales, dtype=torch.uint8, device=device) if coded else scales(*row_scales),
+            row_base=scales(lay.rows) if coded else None,
             mean=scales(lay.rows, lay.blocks, lay.zones) if mean else None,
-            col_scale=scales(lay.groups, lay.cols) if col_scale else None,
+            col_scale=scales(lay.column_groups, lay.cols) if col_scale else None,
             col_scale2=scales(lay.salient_groups, salient_columns) if second_scales else None,
+            columns=torch.zeros(lay.cols, dtype=torch.int16, device=device) if ordered else None,
         )
         return cls(pw, None if bias_dtype is None else torch.zeros(lay.rows, dtype=bias_dtype, device=device))
 
@@ -115,10 +121,10 @@ class ARBLinear(nn.Module):
         return PackedWeight(layout=self.layout, **{name: self._buffers[name] for name in PARTS})  # type: ignore[arg-type]
 
     def refresh(self) -> None:
-        """Derive `order` and `counts` from the column bitmap. Call it after writing to `salient` by hand."""
-        mask = unpack_bits(self._part("salient"), self.layout.cols)
-        self._buffers["order"] = storage_order(mask, self.layout.block_size)
-        self._buffers["counts"] = block_counts(mask, self.layout.block_size)
+        """Derive `order` and `counts`. Call it after writing to `salient` or `columns` by hand."""
+        packed = self.packed
+        self._buffers["order"] = packed.order
+        self._buffers["counts"] = packed.salient_counts
 
     def dequantize(self) -> Tensor:
         """The dense weight, float32 [n, m]."""
@@ -153,6 +159,7 @@ class ARBLinear(nn.Module):
             b["group"],
             b["second"],
             b["row_scale"],
+            b["row_base"],
             b["mean"],
             b["col_scale"],
             b["col_scale2"],

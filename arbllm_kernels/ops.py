@@ -22,11 +22,12 @@ DENSE_BATCH = 16
 TILE_WEIGHTS = 1 << 21  # weights per dequantized tile: 8 MB of float32, which stay in the last-level cache
 
 PACKED_SCHEMA = (
-    "Tensor sign, Tensor group, Tensor second, Tensor row_scale, Tensor? mean, Tensor? col_scale, "
+    "Tensor sign, Tensor group, Tensor second, Tensor row_scale, Tensor? row_base, Tensor? mean, Tensor? col_scale, "
     "Tensor? col_scale2, Tensor order, Tensor counts, int[] sizes"
 )
+MaybeTensor = Tensor | None
 PackedArgs = tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor, Sequence[int]
+    Tensor, Tensor, Tensor, Tensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor, Tensor, Sequence[int]
 ]
 
 
@@ -40,6 +41,7 @@ def layout_sizes(layout: Layout) -> list[int]:
         layout.salient_groups,
         layout.salient_order,
         layout.exponent,
+        int(layout.shared_columns),
     ]
 
 
@@ -50,6 +52,7 @@ def packed_args(pw: PackedWeight) -> PackedArgs:
         pw.group,
         pw.second,
         pw.row_scale,
+        pw.row_base,
         pw.mean,
         pw.col_scale,
         pw.col_scale2,
@@ -61,7 +64,7 @@ def packed_args(pw: PackedWeight) -> PackedArgs:
 
 # ---- CPU
 
-VIEWED = ("sign", "group", "second", "row_scale", "mean", "col_scale", "col_scale2", "order", "counts")
+VIEWED = ("sign", "group", "second", "row_scale", "row_base", "mean", "col_scale", "col_scale2", "order", "counts")
 
 
 def _view(args: PackedArgs) -> Any:
@@ -70,11 +73,14 @@ def _view(args: PackedArgs) -> Any:
     Raises InputError for a part whose memory is not what the native code takes it for. That code checks the sizes, and
     the dispatcher brings CPU tensors only: one of another device takes the call there, or to the fakes below.
     """
+    if args[4] is not None or args[10][7]:
+        raise InputError("packed weight of format 2: the native CPU kernels of this build know format 1 only")
     scale, word = args[3].dtype, torch.int32
     if scale is not torch.float16 and scale is not torch.float32:
         raise InputError(_unreadable(args, 3, "float16 or float32"))
-    flat = [*args[9], scale is torch.float16]
-    for i, dtype in enumerate((word, word, word, scale, scale, scale, scale, word, word)):
+    flat = [*args[10][:7], scale is torch.float16]
+    parts = ((0, word), (1, word), (2, word), (3, scale), (5, scale), (6, scale), (7, scale), (8, word), (9, word))
+    for i, dtype in parts:
         t: Any = args[i]
         if t is None:
             flat += (0, 0)
@@ -197,12 +203,12 @@ def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dx = torch.ops.arb.linear_input_grad(dy, *ctx.saved_tensors, ctx.sizes) if ctx.needs_input_grad[0] else None
-    return (dx, *[None] * 10)
+    return (dx, *[None] * 11)
 
 
 def _linear_input_grad_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
     ddy = torch.ops.arb.linear(ddx, *ctx.saved_tensors, ctx.sizes) if ctx.needs_input_grad[0] else None
-    return (ddy, *[None] * 10)
+    return (ddy, *[None] * 11)
 
 
 # ---- registration: Library.define/impl; bench/gemv.py --overhead compares its cost per call with custom_op's

@@ -5,8 +5,9 @@ For row i, column j of block b, in zone z = (salient?, group), with binary plane
     W_ij = mean[i,b,z] + sum_o  row_scale[i,b,z,o] * col_scale_o[group,j] * B_o[i,j]          B in {-1, +1}
 
 Everything but the column bitmap is kept in *storage order*: inside each block the salient columns come first, then the
-others, both ascending. So every zone's columns are contiguous, and the second plane needs no index. docs/format.md is
-the normative text; every native path must equal `dequantize` bit for bit.
+others, both ascending. So every zone's columns are contiguous, and the second plane needs no index. A weight may bring
+an order of its own (`columns`); its blocks are then consecutive in that order, salient columns first all the same.
+docs/format.md is the normative text; every native path must equal `dequantize` bit for bit.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from .config import GROUPS, METHODS
 from .errors import FormatError
 
 WORD = 64  # rows of the sign and group planes are padded with zero bits to whole words of so many bits
-PARTS = ("sign", "group", "second", "salient", "row_scale", "mean", "col_scale", "col_scale2")
+PARTS = ("sign", "group", "second", "salient", "row_scale", "row_base", "mean", "col_scale", "col_scale2", "columns")
 MAX_DIM = 1 << 24
+MAX_ORDERED = 1 << 16  # most columns of a weight with an explicit column order, whose numbers take 16 bits
+MAX_CODE = 127  # largest 8-bit row scale: seven bits, so that products with signed bytes fit 16-bit pair sums
 EXPONENT_RANGE = range(-126, 127)
 
 
@@ -38,7 +41,8 @@ class Layout:
     """The sizes that fix every shape of a PackedWeight; stored as JSON beside its tensors.
 
     `rows` x `cols` is out_features x in_features. Row scales and means are multiplied by 2**exponent when read, which
-    keeps fp16 scales inside their range whatever the magnitude of the matrix.
+    keeps fp16 scales inside their range whatever the magnitude of the matrix. With `shared_columns` a column has one
+    scale for all groups and both planes.
     """
 
     rows: int
@@ -49,6 +53,7 @@ class Layout:
     salient_order: int
     exponent: int = 0
     method: str = "arb-rc"
+    shared_columns: bool = False
 
     @property
     def blocks(self) -> int:
@@ -84,15 +89,24 @@ class Layout:
         bits = self.rows * salient_columns if self.salient_order == 2 else 0
         return -(-bits // WORD) * (WORD // 32)
 
+    @property
+    def column_groups(self) -> int:
+        """Column scales per column, first plane."""
+        return 1 if self.shared_columns else self.groups
+
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Plain values, for JSON; `shared_columns`, which format version 1 does not know, only where it is set."""
+        values = dataclasses.asdict(self)
+        return values if self.shared_columns else {k: v for k, v in values.items() if k != "shared_columns"}
 
     @classmethod
     def from_dict(cls, values: object, name: str = "weight") -> Layout:
         """Read and check a layout. Raises FormatError naming the field."""
-        fields = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != fields:
+        fields = {f.name for f in dataclasses.fields(cls)} - {"shared_columns"}
+        if not isinstance(values, dict) or set(values) - {"shared_columns"} != fields:
             raise FormatError(f"{name}: layout must be an object with exactly the fields {sorted(fields)}")
+        if values.get("shared_columns", True) is not True:
+            raise FormatError(f"{name}: layout.shared_columns = {values['shared_columns']!r}: must be true or absent")
         checks: dict[str, Any] = {
             "rows": range(1, MAX_DIM + 1),
             "cols": range(1, MAX_DIM + 1),
@@ -120,10 +134,13 @@ class PackedWeight:
         group: int32 [n, group_bits, words], bit p of the group index of each weight; group 0 is the largest.
         second: int32 [second_words], second sign plane, bit stream of [n, C] over salient columns.
         salient: int32 [words], column bitmap, in column order; bit 1 means salient.
-        row_scale: fp16 or fp32 [n, blocks, scales_per_block].
-        mean: like row_scale, [n, blocks, zones]; None where the method has no means.
-        col_scale: like row_scale, [groups, m] for the first plane; None where the method has none.
-        col_scale2: like row_scale, [salient_groups, C] for the second plane; None where there is none.
+        row_scale: [n, blocks, scales_per_block], fp16, fp32, or uint8 0..127 in units of row_base.
+        row_base: fp16 or fp32 [n], exactly with uint8 row scales.
+        mean: fp16 or fp32 as row_scale, [n, blocks, zones]; None where the method has no means.
+        col_scale: fp16 or fp32 as row_scale or row_base, [groups, m] ([1, m] if shared); None where there is none.
+        col_scale2: like col_scale, [salient_groups, C] for the second plane; None where there is none or it is shared.
+        columns: int16 [m] (the bits of uint16), the column at each storage position; None for the order that follows
+            from `salient`.
     """
 
     layout: Layout
@@ -132,9 +149,11 @@ class PackedWeight:
     second: Tensor
     salient: Tensor
     row_scale: Tensor
+    row_base: Tensor | None = None
     mean: Tensor | None = None
     col_scale: Tensor | None = None
     col_scale2: Tensor | None = None
+    columns: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -175,11 +194,14 @@ class PackedWeight:
     @functools.cached_property
     def salient_counts(self) -> Tensor:
         """int32 [blocks]: salient columns of each block."""
-        return block_counts(self.salient_mask, self.layout.block_size)
+        mask = self.salient_mask if self.columns is None else self.salient_mask[self.order.long()]
+        return block_counts(mask, self.layout.block_size)
 
     @functools.cached_property
     def order(self) -> Tensor:
         """int32 [m]: the column kept at each storage position."""
+        if self.columns is not None:
+            return self.columns.int() & 0xFFFF
         return storage_order(self.salient_mask, self.layout.block_size)
 
     def to(self, device: torch.device | str) -> PackedWeight:
@@ -189,18 +211,22 @@ class PackedWeight:
 
     def dequantize(self) -> Tensor:
         """The dense [n, m] float32 matrix that every kernel multiplies by (Block.values gives the arithmetic)."""
-        return torch.cat([block.values(2.0**self.layout.exponent) for block in self.blocks()], dim=1)
+        dense = torch.cat([block.values(2.0**self.layout.exponent) for block in self.blocks()], dim=1)
+        return dense if self.columns is None else dense[:, torch.argsort(self.order)]
 
     def blocks(self) -> Iterator[Block]:
-        """Unpack block by block, in column order; inverse of `from_blocks`."""
+        """Unpack block by block; inverse of `from_blocks`.
+
+        The columns of a block come in column order, or in storage order where that is explicit.
+        """
         lay = self.layout
         sign, group = self._sign_bits, self._group_index
         second_bits = self._second_bits if self._order2 else None
         first = 0
         for b, count in enumerate(self.salient_counts.tolist()):
             start, stop = b * lay.block_size, min((b + 1) * lay.block_size, lay.cols)
-            back = torch.argsort(self.order[start:stop])
-            width = stop - start
+            width, here = stop - start, self.order[start:stop].long()
+            back = torch.arange(width, device=here.device) if self.columns is not None else torch.argsort(here)
             second = None
             if second_bits is not None:
                 second = F.pad(second_bits[:, first : first + count], (0, width - count))[:, back]
@@ -208,7 +234,7 @@ class PackedWeight:
             if self.col_scale2 is not None:
                 col_scale2 = F.pad(self.col_scale2[:, first : first + count], (0, width - count))[:, back]
             yield Block(
-                salient=self.salient_mask[start:stop],
+                salient=self.salient_mask[here][back],
                 group=group[:, start:stop][:, back],
                 sign=sign[:, start:stop][:, back],
                 second=second,
@@ -217,42 +243,54 @@ class PackedWeight:
                 col_scale=None if self.col_scale is None else self.col_scale[:, start:stop][:, back],
                 col_scale2=col_scale2,
                 salient_groups=lay.salient_groups,
+                row_base=self.row_base,
             )
             first += count
 
     @classmethod
-    def from_blocks(cls, blocks: Sequence[Block], layout: Layout) -> PackedWeight:
+    def from_blocks(cls, blocks: Sequence[Block], layout: Layout, columns: Tensor | None = None) -> PackedWeight:
         """Store blocks (all of `layout.block_size` columns, the last may be shorter) as they are, scales included.
 
+        Args:
+            columns: int64 [m], the column that stands at each place of the blocks; None for column order.
+
         Raises:
-            FormatError: a scale is not finite in its storage type.
+            FormatError: a scale is not finite in its storage type; more columns than an explicit order can number.
         """
         salient = torch.cat([b.salient for b in blocks])
         order = storage_order(salient, layout.block_size).long()
+        bitmap, explicit = salient, None
+        if columns is not None:
+            if layout.cols > MAX_ORDERED:
+                raise FormatError(f"{layout.cols} columns: an explicit column order holds at most {MAX_ORDERED}")
+            bitmap = torch.empty_like(salient).index_put_((columns,), salient)
+            explicit = columns[order].to(torch.int32).to(torch.int16)
         group = torch.cat([b.group for b in blocks], 1)[:, order]
         group_planes = [pack_bits((group >> p & 1).bool()) for p in range(layout.group_bits)]
         empty = torch.empty(layout.rows, 0, layout.words, dtype=torch.int32, device=salient.device)
-        columns = order[salient[order]]
+        firsts = order[salient[order]]  # salient places in storage order
         second = torch.empty(0, dtype=torch.bool, device=salient.device)
         if layout.salient_order == 2:
-            second = torch.cat([_present(b.second) for b in blocks], 1)[:, columns].reshape(-1)
+            second = torch.cat([_present(b.second) for b in blocks], 1)[:, firsts].reshape(-1)
         mean = col_scale = col_scale2 = None
         if blocks[0].mean is not None:
             mean = torch.stack([_present(b.mean) for b in blocks], 1).contiguous()
         if blocks[0].col_scale is not None:
             col_scale = torch.cat([_present(b.col_scale) for b in blocks], 1)[:, order].contiguous()
         if blocks[0].col_scale2 is not None:
-            col_scale2 = torch.cat([_present(b.col_scale2) for b in blocks], 1)[:, columns].contiguous()
+            col_scale2 = torch.cat([_present(b.col_scale2) for b in blocks], 1)[:, firsts].contiguous()
         packed = cls(
             layout=layout,
             sign=pack_bits(torch.cat([b.sign for b in blocks], 1)[:, order]),
             group=torch.stack(group_planes, 1) if group_planes else empty,
             second=pack_bits(second),
-            salient=pack_bits(salient),
+            salient=pack_bits(bitmap),
             row_scale=torch.stack([b.row_scale for b in blocks], 1).contiguous(),
+            row_base=blocks[0].row_base,
             mean=mean,
             col_scale=col_scale,
             col_scale2=col_scale2,
+            columns=explicit,
         )
         return packed.validate()
 
@@ -284,38 +322,68 @@ class PackedWeight:
             FormatError: naming `name`, the part and what was expected.
         """
         lay = self.layout
-        scale = self.row_scale.dtype
+        coded = self.row_scale.dtype is torch.uint8
+        if coded != (self.row_base is not None):
+            raise FormatError(f"{name}.row_base: must be there exactly when row_scale is uint8")
+        scale = self.row_scale.dtype if self.row_base is None else self.row_base.dtype
         if scale not in (torch.float16, torch.float32):
-            raise FormatError(f"{name}.row_scale: dtype {scale}, must be float16 or float32")
+            part = "row_base" if coded else "row_scale"
+            raise FormatError(f"{name}.{part}: dtype {scale}, must be float16 or float32")
+        if self.row_base is not None:
+            _expect(name, "row_base", self.row_base, scale, (lay.rows,))
         _expect(name, "sign", self.sign, torch.int32, (lay.rows, lay.words))
         _expect(name, "group", self.group, torch.int32, (lay.rows, lay.group_bits, lay.words))
         _expect(name, "salient", self.salient, torch.int32, (lay.words,))
-        _expect(name, "row_scale", self.row_scale, scale, (lay.rows, lay.blocks, lay.scales_per_block))
+        rows = (lay.rows, lay.blocks, lay.scales_per_block)
+        _expect(name, "row_scale", self.row_scale, torch.uint8 if coded else scale, rows)
         total = self.salient_columns
         _expect(name, "second", self.second, torch.int32, (lay.second_words(total),))
         if self.mean is not None:
+            if coded:
+                raise FormatError(f"{name}.mean: not possible with uint8 row scales")
             _expect(name, "mean", self.mean, scale, (lay.rows, lay.blocks, lay.zones))
-        if (self.col_scale2 is not None) != (self.col_scale is not None and self._order2):
-            raise FormatError(f"{name}.col_scale2: must be there exactly when col_scale is and salient_order is 2")
+        if lay.shared_columns and self.col_scale is None:
+            raise FormatError(f"{name}.col_scale: missing, but layout.shared_columns is set")
+        second_scales = self.col_scale is not None and self._order2 and not lay.shared_columns
+        if (self.col_scale2 is not None) != second_scales:
+            raise FormatError(
+                f"{name}.col_scale2: must be there exactly when col_scale is, salient_order is 2, shared_columns unset"
+            )
         if self.col_scale is not None:
-            _expect(name, "col_scale", self.col_scale, scale, (lay.groups, lay.cols))
+            _expect(name, "col_scale", self.col_scale, scale, (lay.column_groups, lay.cols))
         if self.col_scale2 is not None:
             _expect(name, "col_scale2", self.col_scale2, scale, (lay.salient_groups, total))
+        if self.columns is not None:
+            _expect(name, "columns", self.columns, torch.int16, (lay.cols,))
+            if lay.cols > MAX_ORDERED:
+                raise FormatError(f"{name}.columns: an explicit order holds at most {MAX_ORDERED} columns")
         if finite:
             self._check_content(name)
         return self
 
     def _check_content(self, name: str) -> None:
-        for part in ("row_scale", "mean", "col_scale", "col_scale2"):
+        for part in ("row_scale", "row_base", "mean", "col_scale", "col_scale2"):
             t = getattr(self, part)
             if t is not None and not bool(torch.isfinite(t).all()):
                 raise FormatError(f"{name}.{part}: holds NaN or Inf")
+        if self.row_base is not None and int(self.row_scale.max()) > MAX_CODE:
+            raise FormatError(f"{name}.row_scale: holds a code above {MAX_CODE}")
+        if self.columns is not None:
+            self._check_order(name)
         for part in ("sign", "group", "salient"):
             if _padding_is_set(getattr(self, part), self.layout.cols):
                 raise FormatError(f"{name}.{part}: padding bits after column {self.layout.cols} must be zero")
         bits = self.layout.rows * self.salient_columns if self._order2 else 0
         if _padding_is_set(self.second, bits):
             raise FormatError(f"{name}.second: padding bits after bit {bits} must be zero")
+
+    def _check_order(self, name: str) -> None:
+        lay, order = self.layout, self.order.long()
+        if not torch.equal(order.sort().values, torch.arange(lay.cols, device=order.device)):
+            raise FormatError(f"{name}.columns: is not a permutation of 0..{lay.cols - 1}")
+        places = torch.arange(lay.cols, device=order.device, dtype=torch.int32)
+        if not torch.equal(storage_order(self.salient_mask[order], lay.block_size), places):
+            raise FormatError(f"{name}.columns: the salient columns of a block must come first")
 
 
 def pack_bits(bits: Tensor) -> Tensor:

@@ -22,13 +22,17 @@ def random_packed(
     dtype: torch.dtype = torch.float16,
     exponent: int = 0,
     salient: float | None = None,
+    shared: bool = False,
+    coded: bool = False,
+    ordered: bool = False,
     zero: bool = False,
     seed: int = 0,
 ) -> PackedWeight:
     """A PackedWeight of random bits and scales.
 
     `salient` is the share of salient columns per block (None: up to 40 %, another count in each block). Scales lie in
-    0.5 .. 1.5, means in -0.5 .. 0.5; `zero` makes all of them zero.
+    0.5 .. 1.5, means in -0.5 .. 0.5; `zero` makes all of them zero. Format 2: `shared` column scales, `coded` 8-bit row
+    scales, an explicit column order if `ordered`.
     """
     g = torch.Generator().manual_seed(seed)
     layout = Layout(
@@ -40,6 +44,7 @@ def random_packed(
         salient_order=salient_order,
         exponent=exponent,
         method="arb-rc" if col_scale else "arb",
+        shared_columns=shared,
     )
 
     def scales(*shape: int, offset: float = 0.5) -> Tensor:
@@ -48,6 +53,11 @@ def random_packed(
     def bits(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=g) > 0.5
 
+    def row_scales() -> Tensor:
+        codes = torch.randint(0, 128, (rows, layout.scales_per_block), generator=g, dtype=torch.uint8)
+        return codes if coded else scales(rows, layout.scales_per_block)
+
+    row_base = scales(rows) if coded else None
     blocks = []
     for start in range(0, cols, block_size):
         k = min(block_size, cols - start)
@@ -62,11 +72,12 @@ def random_packed(
                 group=torch.randint(0, groups, (rows, k), generator=g),
                 sign=bits(rows, k),
                 second=bits(rows, k) if order2 else None,
-                row_scale=scales(rows, layout.scales_per_block),
+                row_scale=row_scales(),
                 mean=scales(rows, layout.zones, offset=-0.5) if mean else None,
-                col_scale=scales(groups, k) if col_scale else None,
-                col_scale2=scales(layout.salient_groups, k) if col_scale and order2 else None,
+                col_scale=scales(layout.column_groups, k) if col_scale else None,
+                col_scale2=scales(layout.salient_groups, k) if col_scale and order2 and not shared else None,
                 salient_groups=layout.salient_groups,
+                row_base=row_base,
             )
         )
-    return PackedWeight.from_blocks(blocks, layout)
+    return PackedWeight.from_blocks(blocks, layout, torch.randperm(cols, generator=g) if ordered else None)

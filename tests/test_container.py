@@ -465,6 +465,24 @@ def test_the_numpy_reader_of_the_text_agrees(tmp_path, groups, order, mean, col_
         write_one(tmp_path / "m.arb", packed)
         dense = scope["read_arb"](str(tmp_path / "m.arb"), "w")
         assert torch.equal(torch.from_numpy(dense), packed.dequantize())
+    newer = {"shared": col_scale, "coded": not mean, "ordered": groups != 2}
+    packed = random_packed(5, 75, 32, groups=groups, salient_order=order, mean=mean, col_scale=col_scale, **newer)
+    write_one(tmp_path / "m.arb", packed)
+    dense = scope["read_arb"](str(tmp_path / "m.arb"), "w")
+    assert torch.equal(torch.from_numpy(dense), packed.dequantize())
+
+
+@pytest.mark.parametrize("newer", [{}, {"shared": True}, {"coded": True}, {"ordered": True}])
+def test_a_file_is_written_in_the_oldest_version_that_holds_it(tmp_path, newer):
+    packed = random_packed(4, 40, 16, **newer)
+    write_one(tmp_path / "m.arb", packed)
+    content = (tmp_path / "m.arb").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["__metadata__"]["version"] == ("2" if newer else "1")
+    verify(tmp_path / "m.arb")
+    read = container.read_packed(tmp_path / "m.arb", "w")
+    assert read.layout == packed.layout
+    assert all(torch.equal(t, getattr(read, part)) for part, t in packed.tensors().items())
 
 
 def test_container_lists_its_public_names():

@@ -241,7 +241,8 @@ def nest(depth: int) -> dict:
 
 
 AT_OPEN = {
-    "newer version": (set_meta(version="2"), "version '2', but .* reads version 1; upgrade arbllm_kernels"),
+    "newer version": (set_meta(version="3"), "version '3', but .* reads versions 1 and 2; upgrade arbllm_kernels"),
+    "version above its content": (set_meta(version="2"), "format version 2, but its content is of version 1"),
     "odd version": (set_meta(version="1.0"), "upgrade"),
     "version a number": (set_meta(version=1), "upgrade"),
     "no version": (lambda r, m, i, b: m.pop("version"), "version None"),

@@ -110,6 +110,16 @@ def test_state_dict_holds_the_parts_and_loads_both_ways() -> None:
     assert shell.sign.data_ptr() == source.sign.data_ptr()
 
 
+def test_an_empty_layer_takes_the_parts_of_format_2() -> None:
+    source = ARBLinear(random_packed(12, 70, 32, shared=True, coded=True, ordered=True))
+    shell = ARBLinear.empty(
+        source.layout, source.packed.salient_columns, mean=False, col_scale=True, coded=True, ordered=True
+    )
+    shell.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(shell.packed.dequantize(), source.packed.dequantize())
+    assert torch.equal(shell.order, source.order) and torch.equal(shell.counts, source.counts)
+
+
 def test_loading_another_scale_dtype_is_refused() -> None:
     layer, other = make_layer(), make_layer(dtype=torch.float32)
     with pytest.raises(RuntimeError, match=r"row_scale: torch.float32 in the state dict, torch.float16 in this layer"):

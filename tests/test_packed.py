@@ -157,16 +157,96 @@ def packing(**changes) -> PackedWeight:
     return dataclasses.replace(packed, **changes)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_validate_refuses_a_wrong_shape(part):
+def packing2(**changes) -> PackedWeight:
+    """A sound weight with everything that format version 2 adds, some of it replaced."""
+    return dataclasses.replace(random_packed(3, 70, 32, shared=True, coded=True, ordered=True), **changes)
+
+
+SOUND = [(packing, part) for part in packing().tensors()] + [(packing2, part) for part in packing2().tensors()]
+
+
+def test_the_sound_weights_hold_every_part_between_them():
+    assert {part for _, part in SOUND} == set(PARTS)
+
+
+@pytest.mark.parametrize(("make", "part"), SOUND)
+def test_validate_refuses_a_wrong_shape(make, part):
     with pytest.raises(FormatError, match=rf"layer\.{part}: .* must be"):
-        packing(**{part: getattr(packing(), part)[..., :-1].contiguous()}).validate("layer")
+        make(**{part: getattr(make(), part)[..., :-1].contiguous()}).validate("layer")
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_validate_refuses_a_wrong_dtype(part):
-    with pytest.raises(FormatError, match=rf"layer\.{part}: .*must be"):
-        packing(**{part: getattr(packing(), part).to(torch.float64)}).validate("layer")
+@pytest.mark.parametrize(("make", "part"), SOUND)
+def test_validate_refuses_a_wrong_dtype(make, part):
+    with pytest.raises(FormatError, match=rf"layer\.({part}|row_base): .*must be"):
+        make(**{part: getattr(make(), part).to(torch.float64)}).validate("layer")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(("groups", "order"), [(1, 2), (2, 1), (2, 2), (4, 2)])
+def test_version_2_is_the_formula_written_out_entry_by_entry(shared, coded, ordered, groups, order):
+    packed = random_packed(
+        3,
+        75,
+        32,
+        groups=groups,
+        salient_order=order,
+        shared=shared,
+        coded=coded,
+        ordered=ordered,
+        exponent=-3,
+        seed=order,
+    )
+    expected = torch.full((3, 75), float("nan"), dtype=torch.float64)
+    lay, salient, seen = packed.layout, packed.salient_mask, 0
+    sign, group = unpack_bits(packed.sign, 75), [unpack_bits(packed.group[:, p], 75) for p in range(lay.group_bits)]
+    second = unpack_bits(packed.second, 3 * packed.salient_columns).view(3, -1) if order == 2 else None
+    columns = packed.order.tolist()
+    assert sorted(columns) == list(range(75))
+    for at, j in enumerate(columns):
+        for i in range(3):
+            g = sum(int(plane[i, at]) << p for p, plane in enumerate(group))
+            scales = packed.row_scale[i, at // 32].double() * 2.0**-3
+            if coded:
+                scales *= float(packed.row_base[i])
+            value = scales[g * order if salient[j] else groups * order + g] * (1 if sign[i, at] else -1)
+            value *= float(packed.col_scale[0 if shared else g, at])
+            if salient[j] and second is not None:
+                other = float(packed.col_scale[0, at] if shared else packed.col_scale2[g, seen])
+                value += scales[g * 2 + 1] * other * (1 if second[i, seen] else -1)
+            expected[i, j] = value
+        seen += int(salient[j])
+    torch.testing.assert_close(packed.dequantize().double(), expected, rtol=1e-6, atol=1e-6)
+    again = PackedWeight.from_blocks(list(packed.blocks()), lay, packed.order.long() if ordered else None)
+    for part, t in packed.tensors().items():
+        assert torch.equal(t, getattr(again, part)), part
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row_base": None}, "row_base: must be there exactly when row_scale is uint8"),
+        ({"row_scale": torch.full((3, 3, 6), 128, dtype=torch.uint8)}, "row_scale: holds a code above 127"),
+        ({"row_base": torch.tensor([1.0, math.nan, 1.0]).half()}, "row_base: holds NaN or Inf"),
+        ({"mean": torch.zeros(3, 3, 4).half()}, "mean: not possible with uint8 row scales"),
+        ({"col_scale": None}, "col_scale: missing, but layout.shared_columns is set"),
+        ({"col_scale2": torch.zeros(2, 5).half()}, "col_scale2: must be there exactly when"),
+        ({"columns": torch.zeros(70, dtype=torch.int16)}, "columns: is not a permutation of 0..69"),
+        ({"columns": torch.arange(70, dtype=torch.int16) - 1}, "columns: is not a permutation of 0..69"),
+        ({"columns": packing2().columns.flip(0)}, "columns: the salient columns of a block must come first"),
+    ],
+)
+def test_validate_refuses_broken_parts_of_version_2(changes, message):
+    with pytest.raises(FormatError, match=rf"weight\.{message}"):
+        packing2(**changes).validate()
+
+
+def test_an_explicit_order_numbers_columns_beyond_32767():
+    packed = random_packed(1, 40000, 512, ordered=True)
+    assert sorted(packed.order.tolist()) == list(range(40000))
+    with pytest.raises(FormatError, match="an explicit column order holds at most 65536"):
+        random_packed(1, 65537, 512, ordered=True)
 
 
 def test_validate_refuses_scales_of_mixed_dtypes():
@@ -231,6 +311,11 @@ def test_from_blocks_refuses_blocks_that_hold_different_parts():
 def test_layout_round_trip():
     layout = packing().layout
     assert Layout.from_dict(layout.to_dict()) == layout
+    shared = packing2().layout
+    assert Layout.from_dict(shared.to_dict()) == shared
+    assert "shared_columns" not in layout.to_dict()
+    with pytest.raises(FormatError, match="shared_columns = False: must be true or absent"):
+        Layout.from_dict({**layout.to_dict(), "shared_columns": False})
 
 
 @pytest.mark.parametrize(
