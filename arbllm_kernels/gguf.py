@@ -6,6 +6,9 @@ GGUF tables, asked tensor by tensor instead of for the whole file.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,12 @@ class GGUFCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, config: Any, model: nn.Module, reader: Any, fields: dict[str, Any]) -> None:
         super().__init__(path, config, model)
+        self._reader = reader
         tables = _transformers_tables()
         architecture = tables.read_field(reader, "general.architecture")[0]
         self._processor: Any = tables.TENSOR_PROCESSORS.get(architecture, tables.TensorProcessor)(config=fields)
-        self._map: dict[str, str] = tables.get_gguf_hf_weights_map(model, self._processor)
+        with _metadata_of(reader):
+            self._map: dict[str, str] = tables.get_gguf_hf_weights_map(model, self._processor)
         self._stored: dict[str, list[Any]] = {}
         for tensor in reader.tensors:
             # merged experts are listed without their suffix
@@ -54,7 +59,8 @@ class GGUFCheckpoint(Checkpoint):
         fields: dict[str, Any] = {}
 
         def load_config() -> Any:
-            fields.update(_transformers_tables().load_gguf_checkpoint(str(path))["config"])
+            with _metadata_of(reader):
+                fields.update(_transformers_tables().load_gguf_checkpoint(str(path))["config"])
             return CONFIG_MAPPING[fields["model_type"]].from_dict(dict(fields))
 
         config, model = config_model(load_config, str(path))
@@ -87,7 +93,26 @@ class GGUFCheckpoint(Checkpoint):
     def tokenizer(self) -> Any | None:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+        with _metadata_of(self._reader):
+            return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+
+
+@contextlib.contextmanager
+def _metadata_of(reader: Any) -> Iterator[None]:
+    """Let transformers use an open reader. Not for several threads at once: it replaces two names of the gguf package.
+
+    By itself it parses the metadata once for the config and once for the tokenizer, and builds the table of tensor
+    names anew for every submodule: seconds each where the vocabulary is large.
+    """
+    import gguf
+
+    original, table = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader = lambda *_args, **_kwargs: reader  # type: ignore[assignment,misc]
+    gguf.get_tensor_name_map = functools.cache(table)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = original, table  # type: ignore[misc]
 
 
 def _transformers_tables() -> Any:

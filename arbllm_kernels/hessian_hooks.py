@@ -6,7 +6,9 @@ share is observed, not assumed: the sums are kept per set of linears that met in
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,10 +38,14 @@ class _Seen:
     names: list[str]
 
 
+class _EverythingSeen(Exception):
+    """Leaves a layer's forward pass: what follows its last linear's input adds nothing to the Hessians."""
+
+
 class HessianCollector:
     """Sums x x^T of the inputs of `linears` while samples run through their layer.
 
-    Use as a context manager and call `end_sample` after every forward pass. `seconds` is the time spent summing.
+    Use as a context manager; `seconds` is the time spent summing.
     """
 
     def __init__(self, linears: dict[str, nn.Linear]) -> None:
@@ -49,6 +55,8 @@ class HessianCollector:
         self._tokens: dict[Key, int] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._samples = 0
+        self._calls: list[str] = []
+        self._once_each = False
         self.seconds = 0.0
 
     def __enter__(self) -> HessianCollector:
@@ -61,12 +69,16 @@ class HessianCollector:
             handle.remove()
         self._seen.clear()
 
-    def end_sample(self) -> None:
-        """Add this sample's inputs to the sums.
+    def add_sample(self, forward: Callable[[], object]) -> None:
+        """Run one forward pass and add its inputs to the sums.
+
+        If the first pass called every linear just once, later ones are left at the last linear's input.
 
         Raises:
             UnsupportedModelError: the layer changed a linear's input in place after using it.
         """
+        with contextlib.suppress(_EverythingSeen):
+            forward()
         start = time.perf_counter()
         for seen in self._seen.values():
             if seen.tensor._version != seen.version:
@@ -81,6 +93,9 @@ class HessianCollector:
             self._sums[key].addmm_(x.t(), x)
             self._tokens[key] += x.shape[0]
         self._seen.clear()
+        if self._samples == 0:
+            self._once_each = sorted(self._calls) == sorted(self._linears)
+        self._calls.clear()
         self._samples += 1
         self.seconds += time.perf_counter() - start
 
@@ -110,5 +125,8 @@ class HessianCollector:
             seen = self._seen.setdefault(id(x), _Seen(x, x._version, []))
             if name not in seen.names:
                 seen.names.append(name)
+            self._calls.append(name)
+            if self._once_each and len(self._calls) == len(self._linears):
+                raise _EverythingSeen
 
         return hook

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -139,8 +140,7 @@ def _collect(
     start = time.perf_counter()
     with HessianCollector(linears) as collector:
         for hidden, calls in zip(captured.hidden, captured.calls, strict=True):
-            calls[index].run(layer, hidden)
-            collector.end_sample()
+            collector.add_sample(partial(calls[index].run, layer, hidden))
     seconds.hessian += collector.seconds
     seconds.forward += time.perf_counter() - start - collector.seconds
     inputs = collector.shared_inputs()

@@ -125,8 +125,7 @@ def test_hessians_are_sums_over_tokens_and_shared_by_linears_with_one_input() ->
     hook = linears["self_attn.v_proj"].register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
     with HessianCollector(linears) as collector:
         for sample in ids:
-            model(sample[None])
-            collector.end_sample()
+            collector.add_sample(lambda sample=sample: model(sample[None]))
     hook.remove()
     shared = {tuple(entry.names): entry for entry in collector.shared_inputs()}
     qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -134,6 +133,36 @@ def test_hessians_are_sums_over_tokens_and_shared_by_linears_with_one_input() ->
     x = torch.cat(inputs).reshape(-1, HIDDEN).double()
     assert shared[qkv].tokens == ids.numel()
     torch.testing.assert_close(shared[qkv].H.double(), 2 / len(ids) * x.T @ x, rtol=1e-5, atol=1e-4)
+
+
+class Chain(nn.Module):
+    """Two linears, of which the second may be used twice; counts how often its end is reached."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.twice, self.ends = nn.Linear(4, 4), nn.Linear(4, 4), twice, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        x = self.second(x) if self.twice else x
+        self.ends += 1
+        return x
+
+
+@pytest.mark.parametrize(("twice", "ends"), [(False, 1), (True, 3)])
+@torch.no_grad()
+def test_a_pass_is_left_at_the_last_input_only_where_nothing_can_follow(twice: bool, ends: int) -> None:
+    layer, samples = Chain(twice), torch.randn(3, 5, 4)
+    with HessianCollector({"first": layer.first, "second": layer.second}) as collector:
+        for sample in samples:
+            collector.add_sample(lambda sample=sample: layer(sample))
+    assert layer.ends == ends
+    first, second = collector.shared_inputs()
+    hidden = layer.first(samples)
+    inputs = torch.cat([hidden, layer.second(hidden)]) if twice else hidden
+    inputs = inputs.reshape(-1, 4)
+    torch.testing.assert_close(second.H, 2 / 3 * inputs.T @ inputs)
+    assert (first.tokens, second.tokens) == (15, 30 if twice else 15)
 
 
 def test_layers_see_quantized_predecessors_and_their_own_dense_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +179,7 @@ def test_layers_see_quantized_predecessors_and_their_own_dense_weights(monkeypat
         linear.weight.data = layers[0].get_submodule(name).packed.dequantize()
     with torch.no_grad(), HessianCollector(layer_linears(twin_layers[1], "1")) as collector:
         for sample in ids:
-            twin(sample[None])
-            collector.end_sample()
+            collector.add_sample(lambda sample=sample: twin(sample[None]))
     for ours, direct in zip(seen[4:], collector.shared_inputs(), strict=True):
         assert torch.equal(ours, direct.H)
 
