@@ -1,0 +1,37 @@
+"""The one place where Triton kernels are started.
+
+Every host function of this folder calls `launch`, and so a program can put something else in its place for a while:
+the tests a machine that executes the compiled PTX on the CPU, bench/aot.py a recorder of what would be compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Grid = tuple[int, ...]
+Launcher = Callable[..., Any]
+
+
+def _on_device(kernel: Any, grid: Grid, *args: Any, **options: Any) -> None:
+    kernel[grid](*args, **options)
+
+
+_launcher: Launcher = _on_device
+
+
+def launch(kernel: Any, grid: Grid, *args: Any, **options: Any) -> None:
+    """Start `kernel` on `grid`. Options: its constexpr parameters, num_warps, num_stages and enable_fp_fusion."""
+    _launcher(kernel, grid, *args, **options)
+
+
+@contextmanager
+def launched_by(launcher: Launcher) -> Iterator[None]:
+    """Within the with-block, `launcher(kernel, grid, *args, **options)` is called for every launch."""
+    global _launcher
+    before, _launcher = _launcher, launcher
+    try:
+        yield
+    finally:
+        _launcher = before

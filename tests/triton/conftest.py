@@ -1,0 +1,62 @@
+"""Runs tests/triton/interpreted/ in one process of its own, under TRITON_INTERPRET=1, and reports every case here.
+
+Triton decides when a kernel is defined whether it is interpreted or compiled, so both cannot live in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton.language", reason="triton is not installed")
+
+INTERPRETED = Path(__file__).parent / "interpreted"
+IN_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
+REPORTS = "ARBLLM_TEST_REPORTS"  # in the child: the file to write reports to, one JSON object per line
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if REPORTS in os.environ:
+        with Path(os.environ[REPORTS]).open("a") as lines:
+            lines.write(json.dumps(report._to_json()) + "\n")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    if IN_CHILD or INTERPRETED not in item.path.parents:
+        return None
+    stash = item.config.__dict__.setdefault("_interpreted_reports", None)
+    if stash is None:
+        stash = item.config.__dict__["_interpreted_reports"] = _run_child(item)
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = stash.get(item.nodeid)
+    assert reports, f"{item.nodeid}: the interpreter process reported nothing:\n{stash['output']}"
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _run_child(item: pytest.Item) -> dict[str, object]:
+    nodes = [i.nodeid for i in item.session.items if INTERPRETED in i.path.parents]
+    file = item.config._tmp_path_factory.mktemp("interpreted") / "reports"
+    arguments = file.with_name("nodes")
+    arguments.write_text("\n".join(nodes))
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"@{arguments}"],
+        cwd=item.config.rootpath,
+        env={**os.environ, "TRITON_INTERPRET": "1", REPORTS: str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    reports: dict[str, object] = {"output": run.stdout[-4000:] + run.stderr[-4000:]}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        report = pytest.TestReport._from_json(json.loads(line))
+        reports.setdefault(report.nodeid, []).append(report)  # type: ignore[attr-defined]
+    return reports
