@@ -17,24 +17,31 @@ from .errors import ArbError, CalibrationError, FormatError, InputError, Unsuppo
 from .linear import ARBLinear, linear  # at once: the function must win over the module of the same name
 from .methods import quantize_weight
 from .packed import PackedWeight
+from .registration import register
 
 if TYPE_CHECKING:
     from .container import load, save, verify
     from .evaluate import perplexity
+    from .folder import convert, save_folder
+    from .hf import ARBConfig
     from .pipeline import bits_per_weight, quantize_model
 
 __version__ = "0.1.0"
 
 _ON_FIRST_USE = {
+    "ARBConfig": "hf",
     "bits_per_weight": "pipeline",
+    "convert": "folder",
     "load": "container",
     "perplexity": "evaluate",
     "quantize_model": "pipeline",
     "save": "container",
+    "save_folder": "folder",
     "verify": "container",
 }
 
 __all__ = [
+    "ARBConfig",
     "ARBLinear",
     "ArbError",
     "CalibrationError",
@@ -44,12 +51,14 @@ __all__ = [
     "QuantConfig",
     "UnsupportedModelError",
     "bits_per_weight",
+    "convert",
     "linear",
     "load",
     "perplexity",
     "quantize_model",
     "quantize_weight",
     "save",
+    "save_folder",
     "verify",
 ]
 
@@ -60,3 +69,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
     globals()[name] = value
     return value
+
+
+register()

@@ -98,11 +98,11 @@ class SafetensorsCheckpoint(Checkpoint):
         return [*sorted({path for path, _ in self._where.values()}), self.path / "config.json"]
 
     def tokenizer(self) -> Any | None:
-        return _folder_tokenizer(self.path)
+        return folder_tokenizer(self.path)
 
     def _handle(self, path: Path) -> Any:
         if path not in self._open:
-            self._open[path] = _open_safetensors(path)
+            self._open[path] = open_safetensors(path)
         return self._open[path]
 
 
@@ -123,7 +123,7 @@ class LoadedCheckpoint(Checkpoint):
         return [*sorted(weights), self.path / "config.json"]
 
     def tokenizer(self) -> Any | None:
-        return _folder_tokenizer(self.path)
+        return folder_tokenizer(self.path)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -192,7 +192,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     from transformers import AutoConfig
 
     config, model = config_model(lambda: AutoConfig.from_pretrained(folder), str(folder))
-    stored = _stored_tensors(folder)
+    stored = stored_tensors(folder)
     if not stored:
         return LoadedCheckpoint(folder, config, model, f"{folder.name} holds no safetensors files")
     originals = _renamed(model, stored)
@@ -223,7 +223,7 @@ def _renamed(model: nn.Module, stored: dict[str, Any]) -> dict[str, str]:
     return {name: key for key, (name, conversion) in names.items() if conversion is None}
 
 
-def _stored_tensors(folder: Path) -> dict[str, tuple[Path, list[int]]]:
+def stored_tensors(folder: Path) -> dict[str, tuple[Path, list[int]]]:
     """Tensor name -> (file, shape), from the index where there is one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -240,13 +240,13 @@ def _stored_tensors(folder: Path) -> dict[str, tuple[Path, list[int]]]:
         files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     stored = {}
     for path in files:
-        handle = _open_safetensors(path)
+        handle = open_safetensors(path)
         for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no dict
             stored[key] = (path, list(handle.get_slice(key).get_shape()))
     return stored
 
 
-def _open_safetensors(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -285,7 +285,7 @@ def _download(source: str) -> Path:
     return folder
 
 
-def _folder_tokenizer(folder: Path) -> Any | None:
+def folder_tokenizer(folder: Path) -> Any | None:
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
     if not any((folder / name).is_file() for name in names):
         return None

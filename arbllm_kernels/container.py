@@ -55,9 +55,24 @@ def save(
         OSError: the file cannot be written.
     """
     _check_target(Path(path))
+    tensors, header = describe(model, quant_config, extra)
+    write(path, tensors, header, {} if tokenizer is None else tokenizer_files(tokenizer))
+
+
+def describe(
+    model: nn.Module, quant_config: QuantConfig | None = None, extra: Any = None
+) -> tuple[dict[str, Tensor], Header]:
+    """What is stored of a model: its tensors by final name (shared ones once), and the header without a tokenizer.
+
+    Raises:
+        InputError: the model has no transformers config.
+    """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
         raise InputError(f"{type(model).__name__} has no transformers config, so load() could not rebuild it")
+    known: Any = getattr(getattr(config, "quantization_config", None), "info", None)  # hf.py attached it
+    if known is not None:
+        quant_config, extra = quant_config or known.quant_config, known.extra if extra is None else extra
     packed: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     layouts, ties = {}, {}
@@ -76,8 +91,10 @@ def save(
     ties |= _shared(dense, _tied_names(model))
     tensors |= {name: t for name, t in dense.items() if name not in ties}
     generation = getattr(model, "generation_config", None)
-    header = Header(
-        config=_portable_config(json.loads(config.to_json_string(use_diff=False))),
+    values = _portable_config(json.loads(config.to_json_string(use_diff=False)))
+    values.pop("quantization_config", None)  # the folder form's (hf.py); the header says all of it
+    return tensors, Header(
+        config=values,
         layouts=layouts,
         generation_config=None if generation is None else _portable_config(generation.to_dict()),
         quant_config=quant_config,
@@ -85,7 +102,6 @@ def save(
         ties=ties,
         extra=extra,
     )
-    write(path, tensors, header, {} if tokenizer is None else tokenizer_files(tokenizer))
 
 
 def _check_target(path: Path) -> None:
@@ -183,6 +199,8 @@ def load(
     if dtype is not None and dtype not in X_DTYPES:
         raise InputError(f"dtype = {dtype!r}: must be torch.float32, torch.bfloat16 or torch.float16, or None")
     _check_available(device)
+    from .hf import attach
+
     archive = read(path)
     config = read_config(archive, trust_remote_code)
     if dtype is not None:
@@ -194,6 +212,7 @@ def load(
     mapped = archive.tensors()
     _fill(archive, model, mapped, places, dtype)
     _set_generation_config(archive, model)
+    attach(model, archive.header.quant_config, archive.header.extra)
     tokenizer = _read_tokenizer(archive, mapped, trust_remote_code)
     return model.to(device).eval(), tokenizer
 

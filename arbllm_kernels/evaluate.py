@@ -68,7 +68,8 @@ def text_ids(path: str | Path, tokenizer: Any) -> Tensor:
 
 
 def load_any(source: str | Path, dtype: str = "auto") -> tuple[nn.Module, Any]:
-    """(model, tokenizer or None) from an `.arb` file, a `.gguf` file, a Hugging Face folder or hub id, in eval mode.
+    """(model, tokenizer or None) from an `.arb` file, a `.gguf` file, a Hugging Face folder, packed or
+    dense, or hub id, in eval mode.
 
     Args:
         dtype: "fp32", "bf16", "fp16", or "auto": what the file holds (GGUF: float32), but fp16 becomes float32 on a
@@ -87,6 +88,10 @@ def load_any(source: str | Path, dtype: str = "auto") -> tuple[nn.Module, Any]:
         if wanted is None and not torch.cuda.is_available():
             wanted = torch.float32
         return load(path, dtype=wanted)
+    from .folder import is_packed_folder
+
+    if is_packed_folder(path):
+        return _load_folder(path, wanted)
     from .checkpoints import open_checkpoint
 
     checkpoint = open_checkpoint(source)
@@ -94,6 +99,17 @@ def load_any(source: str | Path, dtype: str = "auto") -> tuple[nn.Module, Any]:
         half = checkpoint.dtype == torch.float16 and not torch.cuda.is_available()
         wanted = torch.float32 if half else checkpoint.dtype
     return checkpoint.materialize(wanted), checkpoint.tokenizer()
+
+
+def _load_folder(path: Path, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from .checkpoints import folder_tokenizer
+
+    if dtype is None and AutoConfig.from_pretrained(path).dtype == torch.float16 and not torch.cuda.is_available():
+        dtype = torch.float32
+    loader: Any = AutoModelForCausalLM
+    return loader.from_pretrained(path, dtype=dtype or "auto"), folder_tokenizer(path)
 
 
 def generate_stream(

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,6 +118,10 @@ def quantize_model(
         warnings.warn(sentence, stacklevel=2)
     if records is not None:
         records.extend(report.records)
+    if "transformers" in sys.modules:  # or it cannot be one of its models
+        from .hf import attach
+
+        attach(model, cfg)
     return model
 
 
