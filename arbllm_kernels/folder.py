@@ -18,7 +18,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +30,7 @@ from .archive import CHUNK, read, write
 from .checkpoints import open_safetensors, stored_tensors
 from .config import QuantConfig
 from .errors import ArbError, FormatError, InputError
-from .header import DTYPE_NAMES, DTYPES, PLANES, PRODUCER, TOKENIZER, TOKENIZER_FILE, VERSION, Header
+from .header import DTYPE_NAMES, DTYPES, PLANES, PRODUCER, TOKENIZER, TOKENIZER_FILE, VERSIONS, Header, needed_version
 from .model_card import model_card
 
 METHOD = "arb"  # quant_method of config.json
@@ -48,16 +48,16 @@ class FolderInfo:
     Attributes:
         layouts: module name -> layout as a JSON object.
         ties, embeddings, quant_config, extra, producer: as in header.Header.
-        format_version: of the packed weights.
+        format_version: the oldest that knows everything in use.
     """
 
+    format_version: int
     layouts: dict[str, Any]
     ties: dict[str, str] = field(default_factory=dict)
     embeddings: tuple[str, ...] = ()
     quant_config: QuantConfig | None = None
     extra: Any = None
     producer: str = PRODUCER
-    format_version: int = VERSION
 
     @property
     def shared_modules(self) -> dict[str, str]:
@@ -75,18 +75,20 @@ class FolderInfo:
     def from_dict(cls, values: Mapping[str, Any]) -> FolderInfo:
         """Raises FormatError naming what is wrong."""
         version = values.get("format_version")
-        if type(version) is not int or not 1 <= version <= VERSION:
+        if type(version) is not int or str(version) not in VERSIONS:
             raise FormatError(
-                f"quantization_config.format_version = {version!r:.40}, but this package reads 1..{VERSION}; upgrade "
-                "arbllm_kernels to read newer models"
+                f"quantization_config.format_version = {version!r:.40}, but this package reads versions "
+                f"{' and '.join(VERSIONS)}; upgrade arbllm_kernels to read newer models"
             )
         rest = {name: value for name, value in values.items() if name not in ("format_version", "quant_method")}
         header = Header.from_dict({**rest, "config": {}, "generation_config": None})
-        return dataclasses.replace(cls.from_header(header), format_version=version)
+        return dataclasses.replace(cls.from_header(header, ()), format_version=version)
 
     @classmethod
-    def from_header(cls, header: Header) -> FolderInfo:
+    def from_header(cls, header: Header, names: Iterable[str]) -> FolderInfo:
+        """`names` are those of the stored tensors."""
         return cls(
+            format_version=int(needed_version(header, names)),
             layouts={name: layout.to_dict() for name, layout in header.layouts.items()},
             ties=header.ties,
             embeddings=header.embeddings,
@@ -157,7 +159,7 @@ def write_folder(
     temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     temporary.mkdir()
     try:
-        quantization = {"quant_method": METHOD, **FolderInfo.from_header(header).to_dict()}
+        quantization = {"quant_method": METHOD, **FolderInfo.from_header(header, tensors).to_dict()}
         _write_json(temporary / CONFIG, {**header.config, "quantization_config": quantization})
         if header.generation_config is not None:
             _write_json(temporary / GENERATION, header.generation_config)

@@ -145,7 +145,7 @@ class ARBQuantizer(HfQuantizer):
         from .container import describe
 
         tensors, header = describe(model)
-        model.config.quantization_config = _config_of(FolderInfo.from_header(header))
+        model.config.quantization_config = _config_of(FolderInfo.from_header(header, tensors))
         # Or transformers would rename and split dense tensors back into the original checkpoint's.
         model._weight_conversions = []
         everything = tensors | guards(header)
@@ -181,7 +181,8 @@ def attach(model: nn.Module, quant_config: QuantConfig | None, extra: Any = None
     from .container import describe
 
     loaded: Any = model
-    loaded.config.quantization_config = _config_of(FolderInfo.from_header(describe(model, quant_config, extra)[1]))
+    tensors, header = describe(model, quant_config, extra)
+    loaded.config.quantization_config = _config_of(FolderInfo.from_header(header, tensors))
     loaded.hf_quantizer = ARBQuantizer(loaded.config.quantization_config, pre_quantized=True)
 
 

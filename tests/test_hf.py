@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from architectures import ARCHITECTURES, build, token_ids
+from helpers import random_packed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, pipeline
 
@@ -96,6 +97,23 @@ def test_dtypes_and_device_maps(folder: Path, device_map: object, dtype: torch.d
     expected = logits(packed())
     tolerance = 0.0 if dtype == torch.float32 else 64 * torch.finfo(dtype).eps * float(expected.abs().max())
     torch.testing.assert_close(logits(model).float(), expected, rtol=0, atol=tolerance)
+
+
+def test_format_version_2(tmp_path: Path) -> None:
+    model = build("llama")
+    for seed, (name, module) in enumerate(list(model.model.layers.named_modules())):
+        if isinstance(module, torch.nn.Linear):
+            weight = random_packed(*module.weight.shape, 32, shared=True, coded=True, ordered=True, seed=seed)
+            model.model.layers.set_submodule(name, arb.ARBLinear(weight))
+    attach(model, None)
+    model.save_pretrained(tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]["format_version"] == 2
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    for name, module in model.named_modules():
+        if isinstance(module, arb.ARBLinear):
+            parts = again.get_submodule(name).packed.tensors()
+            assert all(torch.equal(parts[part], t) for part, t in module.packed.tensors().items())
+            assert torch.equal(again.get_submodule(name).order, module.order)
 
 
 def test_parts_on_disk_are_refused(folder: Path) -> None:
