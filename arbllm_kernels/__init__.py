@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .folder import convert, save_folder
     from .hf import ARBConfig
     from .pipeline import bits_per_weight, quantize_model
+    from .table import round_embeddings
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _ON_FIRST_USE = {
     "load": "container",
     "perplexity": "evaluate",
     "quantize_model": "pipeline",
+    "round_embeddings": "table",
     "save": "container",
     "save_folder": "folder",
     "verify": "container",
@@ -57,6 +59,7 @@ __all__ = [
     "perplexity",
     "quantize_model",
     "quantize_weight",
+    "round_embeddings",
     "save",
     "save_folder",
     "verify",

@@ -63,7 +63,10 @@ def quantize(
     seqlen: Annotated[int, typer.Option(help="Tokens per window (the paper: 2048).", min=2)] = SEQLEN,
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows, and of self-written text.")] = 0,
     embed_dtype: Annotated[
-        str, typer.Option(help="Storage of embeddings, norms and head: auto (the checkpoint's own), fp32, bf16, fp16.")
+        str,
+        typer.Option(
+            help="Embeddings, norms, head: auto (the checkpoint's own), fp32, bf16, fp16; int8: 8-bit embeddings, head."
+        ),
     ] = "auto",
     skip: Annotated[list[str] | None, typer.Option(help="Leave Linears dense whose name matches this regex.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,

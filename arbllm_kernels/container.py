@@ -26,6 +26,7 @@ from .inspect import Report, inspect, report
 from .linear import X_DTYPES, ARBLinear
 from .packed import PARTS, PackedWeight
 from .skeleton import BUILD_ERRORS, Builder, brief, read_config
+from .table import EXACT, RoundedTable, make_table
 
 __all__ = ["Header", "Report", "inspect", "load", "read_header", "read_packed", "save", "verify", "write"]
 
@@ -75,7 +76,7 @@ def describe(
         quant_config, extra = quant_config or known.quant_config, known.extra if extra is None else extra
     packed: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
-    layouts, ties = {}, {}
+    layouts, ties, tables = {}, {}, []
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ARBLinear):
             if packed.setdefault(id(module), name) != name:
@@ -83,6 +84,8 @@ def describe(
                 continue
             layouts[name] = module.packed.layout
             tensors |= {f"{name}.{part}": t for part, t in module.packed.tensors().items()}
+        elif isinstance(module, RoundedTable):
+            tables.append(name)
     dense = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         owner, _, leaf = name.rpartition(".")
@@ -100,6 +103,7 @@ def describe(
         quant_config=quant_config,
         embeddings=tuple(sorted(_embedding_names(model, dense) & set(tensors))),
         ties=ties,
+        tables=tuple(tables),
         extra=extra,
     )
 
@@ -161,13 +165,13 @@ def _shared(dense: dict[str, Tensor], tied: set[str]) -> dict[str, str]:
 
 
 def _embedding_names(model: nn.Module, dense: dict[str, Tensor]) -> set[str]:
-    """State-dict names of the dense parameters of the input embedding and the output head."""
+    """State-dict names of the tensors of the input embedding and the output head."""
     owned: set[int] = set()
     for getter in ("get_input_embeddings", "get_output_embeddings"):
         with contextlib.suppress(NotImplementedError):  # transformers' way to say that a model has none
             module = getattr(model, getter, lambda: None)()
             if isinstance(module, nn.Module):
-                owned |= {id(p) for p in module.parameters()}
+                owned |= {id(t) for t in (*module.parameters(), *module.buffers())}
     return {name for name, t in dense.items() if id(t) in owned}
 
 
@@ -262,11 +266,10 @@ def _check_fit(archive: Archive, skeleton: nn.Module) -> dict[str, str]:
             shape = list(linear.weight.shape) if isinstance(linear, nn.Linear) else "something else or nothing"
             archive.fail(f"packed weight {name} is {layout.rows} x {layout.cols}, the model has {shape} there")
     places: dict[str, str] = {}
-    expected = {
-        name: t
-        for name, t in skeleton.state_dict(keep_vars=True).items()
-        if not (name.rpartition(".")[0] in packed and name.endswith(".weight"))
-    }
+    replaced = {f"{name}.weight" for name in (*packed, *archive.header.tables)}
+    expected = {name: t for name, t in skeleton.state_dict(keep_vars=True).items() if name not in replaced}
+    for name in archive.header.tables:
+        expected |= _table_parts(archive, name, modules.get(name))
     stored = {id(t): name for name, t in expected.items() if name in table}  # transformers' own ties share the object
     for name, t in expected.items():
         owner, _, leaf = name.rpartition(".")
@@ -275,7 +278,8 @@ def _check_fit(archive: Archive, skeleton: nn.Module) -> dict[str, str]:
         if source not in table:
             archive.fail(f"tensor {name} is missing; the model needs it; get the file again or quantize anew")
         entry = table[source]
-        if entry.shape != tuple(t.shape) or entry.dtype.is_floating_point != t.dtype.is_floating_point:
+        kinds = [(d.is_floating_point, d is torch.int8) for d in (entry.dtype, t.dtype)]
+        if entry.shape != tuple(t.shape) or kinds[0] != kinds[1]:
             have = f"{entry.dtype} {list(entry.shape)}"
             archive.fail(f"{archive.where(source)}: is {have}, the model needs {t.dtype} {list(t.shape)} for {name}")
         places[name] = source
@@ -292,6 +296,15 @@ def _check_fit(archive: Archive, skeleton: nn.Module) -> dict[str, str]:
     return places
 
 
+def _table_parts(archive: Archive, name: str, module: nn.Module | None) -> dict[str, Tensor]:
+    """What the 8-bit table of a module must look like, by name."""
+    if type(module) not in EXACT:
+        archive.fail(f"8-bit table {name}: the model has {type(module).__name__} there, no nn.Embedding or nn.Linear")
+    shape: Any = getattr(module, "weight").shape  # noqa: B009 - mypy does not know that it is one of EXACT
+    with torch.device("meta"):
+        return {f"{name}.codes": torch.empty(shape, dtype=torch.int8), f"{name}.scale": torch.empty(shape[0])}
+
+
 def _fill(
     archive: Archive, model: nn.Module, mapped: dict[str, Tensor], places: dict[str, str], dtype: torch.dtype | None
 ) -> None:
@@ -302,13 +315,16 @@ def _fill(
             tensor = mapped[source]
             floating = tensor.is_floating_point()
             dense[source] = nn.Parameter(tensor.to(dtype) if floating and dtype else tensor, requires_grad=floating)
-    layers = {}
+    layers: dict[str, nn.Module] = {}
     for name in archive.header.layouts:
         bias = dense.get(places.get(f"{name}.bias", ""))
         layers[name] = ARBLinear(archive.packed(name, mapped), bias)
     for name, source in archive.header.ties.items():
         if source in layers:
             layers[name] = layers[source]
+    for name in archive.header.tables:
+        codes, scale = (dense[places[f"{name}.{part}"]].detach() for part in ("codes", "scale"))
+        layers[name] = make_table(model.get_submodule(name), codes, scale, dense.get(places.get(f"{name}.bias", "")))
     for name, source in places.items():
         owner, _, leaf = name.rpartition(".")
         if owner not in layers:

@@ -60,6 +60,7 @@ class Header:
         quant_config: how the weights were made, or None.
         embeddings: names of the stored tensors that are embeddings or output head (for the size report).
         ties: name -> the stored name whose tensor (or packed module) it shares.
+        tables: names of the modules (embedding, output head) that are 8-bit tables: `<module>.codes`, `<module>.scale`.
         extra: any JSON value the producer wants to keep.
         producer: program that wrote the file.
     """
@@ -70,6 +71,7 @@ class Header:
     quant_config: QuantConfig | None = None
     embeddings: tuple[str, ...] = ()
     ties: dict[str, str] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
     extra: Any = None
     producer: str = PRODUCER
 
@@ -79,20 +81,24 @@ class Header:
         values["layouts"] = {name: layout.to_dict() for name, layout in self.layouts.items()}
         values["quant_config"] = None if self.quant_config is None else self.quant_config.to_dict()
         values["embeddings"] = sorted(self.embeddings)
+        values["tables"] = sorted(self.tables)
+        if not self.tables:
+            del values["tables"]  # version 1 does not know the field
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Header:
         """Raises FormatError naming the field that is wrong."""
-        kinds = {"config": dict, "layouts": dict, "embeddings": list, "ties": dict, "producer": str}
+        kinds = {"config": dict, "layouts": dict, "embeddings": list, "ties": dict, "tables": list, "producer": str}
+        values = {"tables": [], **values}
         expected = {f.name for f in dataclasses.fields(cls)}
         if set(values) != expected:
             raise FormatError(f"metadata must hold exactly {sorted(expected)}, but holds {sorted(values)}"[:2000])
         for name, kind in kinds.items():
             if not isinstance(values[name], kind):
                 raise FormatError(f"metadata field {name} must be a JSON {kind.__name__}")
-        if not all(isinstance(s, str) for s in (*values["embeddings"], *values["ties"].values())):
-            raise FormatError("metadata fields embeddings and ties must hold tensor names")
+        if not all(isinstance(s, str) for s in (*values["embeddings"], *values["ties"].values(), *values["tables"])):
+            raise FormatError("metadata fields embeddings, ties and tables must hold names")
         for name in (*values["layouts"], *values["ties"]):
             if not NAME.fullmatch(name):
                 raise FormatError(f"metadata fields layouts and ties: {name!r:.100} is not a name")
@@ -106,8 +112,9 @@ class Header:
             except (InputError, TypeError) as error:
                 raise FormatError(f"metadata field quant_config: {error}") from error
         layouts = {name: Layout.from_dict(layout, name) for name, layout in values["layouts"].items()}
-        known = {"layouts": layouts, "quant_config": quant_config, "embeddings": tuple(values["embeddings"])}
-        return cls(**{**values, **known})
+        known = {"layouts": layouts, "quant_config": quant_config}
+        names = {key: tuple(values[key]) for key in ("embeddings", "tables")}
+        return cls(**{**values, **known, **names})
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ def needed_version(header: Header, table: Iterable[str]) -> str:
     """The oldest format version that knows everything in use; files are written in that one."""
     names = set(table)
     newer = any(f"{module}.{part}" in names for module in header.layouts for part in VERSION_2_PARTS)
-    newer |= any(layout.shared_columns for layout in header.layouts.values())
+    newer |= bool(header.tables) or any(layout.shared_columns for layout in header.layouts.values())
     return "2" if newer else "1"
 
 
@@ -192,6 +199,9 @@ def parse(text: bytes, size: int) -> tuple[Header, dict[str, Entry], dict[str, s
     for name in planes:
         if name in table and table[name].begin % 8:
             raise FormatError(f"tensor {name} begins at byte {table[name].begin}, which is not a multiple of 8")
+    both = set(header.tables) & {*header.layouts, *header.ties}
+    if both:
+        raise FormatError(f"metadata names {min(both)!r:.600} as an 8-bit table and as something else")
     for name in (*header.embeddings, *header.ties.values()):
         if name not in table and name not in header.layouts:
             raise FormatError(f"metadata names tensor {name!r:.600}, which the file does not hold")

@@ -108,7 +108,7 @@ def _as_rows(x: Tensor, columns: int) -> Tensor:
     return x.reshape(-1, columns).to(torch.float32).contiguous()
 
 
-def _tiles(rows: int, cols: int) -> list[tuple[int, int]]:
+def tiles(rows: int, cols: int) -> list[tuple[int, int]]:
     step = max(1, TILE_WEIGHTS // cols)
     return [(r, min(r + step, rows)) for r in range(0, rows, step)]
 
@@ -124,7 +124,7 @@ def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     else:
         # Tiles are dequantized in storage order, which needs no scatter; the columns of x are permuted once instead.
         stored, out = flat.index_select(1, args[-3]), y.view(flat.shape[0], rows)
-        for first, last in _tiles(rows, cols):
+        for first, last in tiles(rows, cols):
             tile = torch.empty(last - first, cols, dtype=torch.float32)
             extension.dequantize(view, first, last, True, tile.data_ptr(), threads)
             torch.mm(stored, tile.t(), out=out[:, first:last])
@@ -136,7 +136,7 @@ def _linear_input_grad_cpu(dy: Tensor, *args: Any) -> Tensor:
     view, threads = _view(args), torch.get_num_threads()
     flat = _as_rows(dy, rows)
     stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32)
-    for first, last in _tiles(rows, cols):
+    for first, last in tiles(rows, cols):
         tile = torch.empty(last - first, cols, dtype=torch.float32)
         extension.dequantize(view, first, last, True, tile.data_ptr(), threads)
         stored.addmm_(flat[:, first:last], tile)

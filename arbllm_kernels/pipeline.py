@@ -31,8 +31,10 @@ from .linear import ARBLinear
 from .models import check_finite, check_ids, check_length, check_skip, dense_share, find_layers, layer_linears
 from .progress import LinearRecord, Report, Seconds
 from .stores import MemoryStore, StreamStore, cast
+from .table import round_embeddings
 from .workdir import WorkFolder
 
+ROUNDED = "int8"
 EMBED_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL_MODEL = 1 << 30  # bytes in float32 up to which a model writes its own calibration text in float32
 LEAST_BITS = 2.0  # no method stores less per weight; used to refuse a disk that is obviously too small
@@ -159,7 +161,8 @@ def quantize_checkpoint(
         resume: continue the run that left `<out>.partial`; the file is identical to an uninterrupted run's.
         overwrite: replace an existing `out`.
         embed_dtype: "fp16", "bf16", "fp32" for embeddings, norms, head and other dense tensors; "auto": the
-            checkpoint's own, fp16 where that is float32 or GGUF.
+            checkpoint's own, fp16 where that is float32 or GGUF; "int8": as auto, but embedding and head in 8 bits with
+            a scale per row (table.py).
         skip, progress: see `quantize_model`.
 
     Raises:
@@ -192,7 +195,7 @@ def quantize_checkpoint(
     if sentence is not None:
         report.note(sentence)
     quantize_layers(store, ids, cfg, skip, report)
-    return _finish(store, checkpoint, work, out, cfg, dtype, report)
+    return _finish(store, checkpoint, work, out, cfg, dtype, embed_dtype == ROUNDED, report)
 
 
 def _finish(
@@ -202,9 +205,14 @@ def _finish(
     out: Path,
     cfg: QuantConfig,
     dtype: torch.dtype,
+    rounded: bool,
     report: Report,
 ) -> Summary:
     model = store.assemble(dtype)
+    if rounded:
+        errors = round_embeddings(model)
+        listed = ", ".join(f"{name} (relative error {error:.2%})" for name, error in errors.items())
+        report.note(f"In 8 bits: {listed or 'nothing; embedding and head are no plain nn.Embedding and nn.Linear'}.")
     _set_config(model, checkpoint, dtype)
     container.save(model, out, checkpoint.tokenizer(), quant_config=cfg)
     bits = bits_per_weight(model)
@@ -292,10 +300,10 @@ def _state(
 
 
 def _embed_dtype(name: str, checkpoint: Checkpoint) -> torch.dtype:
-    if name == "auto":
+    if name in ("auto", ROUNDED):
         return torch.float16 if checkpoint.dtype == torch.float32 else checkpoint.dtype
     if name not in EMBED_DTYPES:
-        raise InputError(f"embed_dtype = {name!r}: must be auto, {', '.join(EMBED_DTYPES)}")
+        raise InputError(f"embed_dtype = {name!r}: must be auto, {', '.join(EMBED_DTYPES)} or {ROUNDED}")
     return EMBED_DTYPES[name]
 
 

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <new>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "arb/cpu.h"
 #include "arb/dequantize.h"
 #include "arb/gemm.h"
+#include "arb/table.h"
 #include "solver_bindings.h"
 
 namespace py = pybind11;
@@ -124,6 +126,16 @@ PYBIND11_MODULE(_native, m) {
 
     m.def("gemm", &gemm, "y = x W^T for contiguous float32 x [batch, m], y [batch, n]; returns the ISA that ran.");
     m.def("dequantize", &dequantize, "Rows begin..end-1 as contiguous float32; returns the ISA that ran.");
+    m.def(
+        "table_gemm",
+        [](uintptr_t codes, int64_t rows, int64_t cols, uintptr_t x, int64_t batch, uintptr_t y, int64_t threads) {
+            active_isa();
+            const py::gil_scoped_release released;
+            const arb::Status status = arb::table_gemm(pointer<const int8_t>(codes), rows, cols,
+                                                       pointer<const float>(x), batch, pointer<float>(y), threads);
+            if (status != arb::Status::ok) throw std::invalid_argument(arb::message(status));
+        },
+        "y = x codes^T for contiguous int8 codes [rows, cols], float32 x [batch, cols] and y [batch, rows].");
     m.def("words_for", &arb::words_for, "32-bit words per row of so many bits.");
     m.def(
         "pack_bits",

@@ -1,4 +1,5 @@
-// What every instruction set implements: five functions over one Job. Plain data only (see arb/packed.h).
+// What every instruction set implements: five functions over one Job, and one over a table of bytes. Plain data only
+// (see arb/packed.h).
 #pragma once
 
 #include "arb/packed.h"
@@ -78,6 +79,10 @@ struct Kernels {
     void (*prepare_tables)(const Job& job, const float* x, float* prepared);
     void (*gemm_tables)(const Job& job, const float* prepared, int64_t batch, int64_t begin, int64_t end,
                         float* scratch, float* const* y);
+
+    // y[t][i] = line i of codes [., cols] times x[t], for lines begin..end-1 and t < tile (at most kMaxTile).
+    void (*table_rows)(const int8_t* codes, int64_t cols, const float* const* x, int64_t tile, int64_t begin,
+                       int64_t end, float* const* y);
 };
 
 constexpr int64_t kTableFloats = 16;  // floats of a table

@@ -2,5 +2,7 @@
 
 #include "../kernel.inc"
 #include "../lookup.inc"
+#include "../table.inc"
 
-const arb::Kernels arb::avx2_kernels = {"avx2", kWidth, kPanel, prepare, gemm, dequantize, prepare_tables, gemm_tables};
+const arb::Kernels arb::avx2_kernels = {"avx2",     kWidth,         kPanel,      prepare,   gemm,
+                                        dequantize, prepare_tables, gemm_tables, table_rows};

@@ -36,6 +36,10 @@ inline Floats load_halves(const unsigned char* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
+inline Floats load_bytes(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
 using Words = __m512i;
 
 inline Words load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }

@@ -35,6 +35,13 @@ inline Floats load_halves(const unsigned char* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(halves));
 }
 
+inline Floats load_bytes(const int8_t* p) {
+    uint32_t four;
+    std::memcpy(&four, p, sizeof four);
+    const int16x8_t wide = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
+
 using Words = uint32x4_t;
 
 inline Words load_words(const uint32_t* p) { return vld1q_u32(p); }

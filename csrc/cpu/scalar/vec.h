@@ -39,6 +39,8 @@ inline Floats load_halves(const unsigned char* p) {
     return value;
 }
 
+inline Floats load_bytes(const int8_t* p) { return static_cast<float>(*p); }
+
 using Words = uint32_t;
 
 inline Words load_words(const uint32_t* p) { return *p; }
