@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import tiny
+from safetensors.torch import load_file, save_file
 
 from arbllm_kernels import cli
 
@@ -160,6 +161,26 @@ def test_bad_knobs_name_the_knob(capsys, folder, tmp_path, option, value):
     assert option.lstrip("-").replace("-", "_") in err
 
 
-@pytest.mark.parametrize("command", ["quantize", "eval", "generate", "inspect", "verify"])
+def test_convert_and_load_check(capsys, packed, tmp_path):
+    run(capsys, "convert", packed, tmp_path / "folder", "--perplexity", "text=12.5", "--base-model", "org/dense")
+    assert "text | 12.50" in (tmp_path / "folder" / "README.md").read_text()
+    found = run(capsys, "load-check", tmp_path / "folder")
+    assert (
+        "LlamaForCausalLM, 14 packed weights" in found
+        and found.split(":")[1] == run(capsys, "load-check", packed).split(":")[1]
+    )
+    run(capsys, "convert", tmp_path / "folder", tmp_path / "again.arb")
+    assert (tmp_path / "again.arb").read_bytes() == packed.read_bytes()
+    weights = tmp_path / "folder" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.norm.weight"]
+    save_file(tensors, weights)
+    code, _, err = attempt(capsys, "load-check", tmp_path / "folder")
+    assert code == 1 and "model.norm.weight" in err
+    code, _, err = attempt(capsys, "convert", packed, tmp_path / "other", "--perplexity", "text")
+    assert code == 1 and "NAME=VALUE" in err
+
+
+@pytest.mark.parametrize("command", ["quantize", "eval", "generate", "inspect", "verify", "convert", "load-check"])
 def test_help_has_an_example(capsys, command):
     assert f"arbllm {command} " in run(capsys, command, "--help")

@@ -1,4 +1,4 @@
-"""The `arbllm` command: quantize, eval, generate, inspect, verify. Every command is a thin cover over the library."""
+"""Commands: quantize, eval, generate, inspect, verify."""
 
 from __future__ import annotations
 
@@ -7,38 +7,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from . import __version__
-from .calibration import SAMPLES, SEQLEN
-from .config import METHODS, METRICS, SCALE_DTYPES, QuantConfig
-from .errors import ArbError
-
-app = typer.Typer(
-    help="Binarize a language model, store it truly packed, run it.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-ModelArgument = Annotated[str, typer.Argument(help="A .arb file, a Hugging Face folder or hub id, or a .gguf file.")]
-FileArgument = Annotated[Path, typer.Argument(help="A .arb file.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.", min=0)]
-Dtype = Annotated[str, typer.Option(help="Type of activations and dense tensors: auto, fp32, bf16 or fp16.")]
-
-
-@app.callback(invoke_without_command=True)
-def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        console.print(__version__)
-        raise typer.Exit
+from ..calibration import SAMPLES, SEQLEN
+from ..config import METHODS, METRICS, SCALE_DTYPES, QuantConfig
+from .common import Dtype, FileArgument, ModelArgument, Threads, app, console, errors, load, print_table, set_threads
 
 
 @app.command()
@@ -80,9 +56,9 @@ def quantize(
     arbllm quantize model.gguf out.arb --calib corpus.txt --samples 128 --seqlen 2048
     arbllm quantize org/model out.arb --method arb-x --no-cgb --resume
     """
-    from .pipeline import quantize_checkpoint
+    from ..pipeline import quantize_checkpoint
 
-    _set_threads(threads)
+    set_threads(threads)
     cfg = QuantConfig(
         method=method,
         cgb=cgb,
@@ -133,12 +109,10 @@ def evaluate(
     \b
     arbllm eval smol.arb --text wiki.test.raw --seqlen 1024 --windows 32
     """
-    from .evaluate import perplexity, text_ids
+    from ..evaluate import perplexity, text_ids
 
-    _set_threads(threads)
-    loaded, tokenizer = _load(model, dtype)
-    if tokenizer is None:
-        raise ArbError(f"{model}: no tokenizer is stored with this model, so text cannot be read")
+    set_threads(threads)
+    loaded, tokenizer = load(model, dtype)
     ids = text_ids(text, tokenizer)
     start = time.perf_counter()
     value = perplexity(loaded, ids, seqlen, windows=windows or None)
@@ -168,12 +142,10 @@ def generate(
     arbllm generate smol.arb "The capital of France is" -n 40
     arbllm generate smol.arb "Explain rainbows." --chat --temperature 0.7
     """
-    from .evaluate import generate_stream
+    from ..evaluate import generate_stream
 
-    _set_threads(threads)
-    loaded, tokenizer = _load(model, dtype)
-    if tokenizer is None:
-        raise ArbError(f"{model}: no tokenizer is stored with this model, so it cannot write text")
+    set_threads(threads)
+    loaded, tokenizer = load(model, dtype)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not chat:
         sys.stdout.write(text)
@@ -195,7 +167,7 @@ def inspect(
     \b
     arbllm inspect smol.arb
     """
-    from .inspect import inspect as read_report
+    from ..inspect import inspect as read_report
 
     report = read_report(file)
     if as_json:
@@ -208,7 +180,7 @@ def inspect(
         salient = f"{w.salient_columns} ({w.salient_columns / cols:.1%})"
         bits = f"{w.bits_per_weight:.3f}"
         table.add_row(w.name, f"{rows} x {cols}", w.method, str(w.block_size), str(w.groups), salient, bits)
-    _print_table(table)
+    print_table(table)
     _print_split(file)
 
 
@@ -219,7 +191,7 @@ def verify(file: FileArgument) -> None:
     \b
     arbllm verify smol.arb
     """
-    from .container import verify as check
+    from ..container import verify as check
 
     start = time.perf_counter()
     report = check(file)
@@ -230,43 +202,15 @@ def verify(file: FileArgument) -> None:
 
 
 def _print_split(file: Path) -> None:
-    from .inspect import inspect as read_report
+    from ..inspect import inspect as read_report
 
     report = read_report(file)
     table = Table("part", "bytes", "share", box=None, header_style="bold")
     for name, size in report.parts.items():
         table.add_row(name, f"{size:,}", f"{size / report.nbytes:.1%}")
     table.add_row("file", f"{report.nbytes:,}", "100.0%")
-    _print_table(table)
+    print_table(table)
     console.print(
         f"{report.bits_per_weight:.3f} true bits per quantized weight, everything counted "
         f"(the paper's nominal figure, sign bits alone: {report.nominal_bits_per_weight:.3f})"
     )
-
-
-def _print_table(table: Table) -> None:
-    """As wide as it needs to be: a name cut short is of no use, in a pipe least of all."""
-    natural = console.measure(table, options=console.options.update(width=1000)).maximum
-    Console(highlight=False, width=natural).print(table)
-
-
-def _load(model: str, dtype: str) -> tuple[Any, Any]:
-    from .evaluate import load_any
-
-    return load_any(model, dtype)
-
-
-def _set_threads(threads: int) -> None:
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def main() -> None:
-    """Run the command; expected errors become one line and exit code 1."""
-    try:
-        app()
-    except (ArbError, OSError) as error:
-        errors.print(f"arbllm: {error}", style="red", markup=False)
-        sys.exit(1)
