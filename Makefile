@@ -6,7 +6,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
-NATIVE := $(shell find csrc python -name '*.cpp' -o -name '*.h' -o -name '*.inc') CMakeLists.txt setup.py pyproject.toml
+CXX_FILES := -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'
+NATIVE := $(shell find csrc python $(CXX_FILES)) CMakeLists.txt setup.py pyproject.toml
 
 .PHONY: demo test lint format size bench clean
 
@@ -22,12 +23,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy arbllm_kernels
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc python -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc python tests $(CXX_FILES))
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc python -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+	$(BIN)/clang-format -i $$(find csrc python tests $(CXX_FILES))
 
 bench: $(STAMP)
 	$(BIN)/python bench/gemv.py
@@ -36,11 +37,11 @@ bench: $(STAMP)
 # Lines of code, comments and blank lines apart, that a reader has to hold in mind.
 size:
 	@for d in arbllm_kernels csrc python tests bench; do \
-	  printf '%-16s %6d\n' $$d $$(find $$d -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.inc' | \
+	  printf '%-16s %6d\n' $$d $$(find $$d -name '*.py' -o $(CXX_FILES) | \
 	  xargs cat | grep -vcE '^\s*(#|//|$$)'); done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info arbllm_kernels/_native*.so
+	rm -rf $(VENV) build dist *.egg-info arbllm_kernels/_*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

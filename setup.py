@@ -1,6 +1,11 @@
 """Builds the extension arbllm_kernels._native by running CMake and Ninja; everything else is in pyproject.toml.
 
-Environment: ARBLLM_CMAKE_ARGS holds further arguments for CMake, e.g. "-DARB_WERROR=ON".
+Where nvcc is found (below CUDA_HOME, on PATH, or as the wheels nvidia-cuda-nvcc and nvidia-cuda-runtime) it also builds
+arbllm_kernels/_cuda.so.
+
+Environment: ARBLLM_CMAKE_ARGS holds further arguments for CMake, e.g. "-DARB_WERROR=ON". ARBLLM_CUDA=1 makes a missing
+nvcc an error, ARBLLM_CUDA=0 skips the CUDA kernels. ARBLLM_CUDA_ARCHS lists compute capabilities, "80;90" by default;
+newer ones run from PTX. A release has "80;90;100;120".
 """
 
 from __future__ import annotations
@@ -38,10 +43,36 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            *_cuda_arguments(),
             *shlex.split(os.environ.get("ARBLLM_CMAKE_ARGS", "")),
         ]
         subprocess.run(configure, check=True)
-        subprocess.run([_tool("cmake"), "--build", str(build), "--target", "_native"], check=True)
+        subprocess.run([_tool("cmake"), "--build", str(build), "--target", "_native", "arb_cuda"], check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """For `--inplace` and editable installs: setuptools copies the extension, this the CUDA kernels."""
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib) / "arbllm_kernels" / "_cuda.so"
+        wanted = ROOT / "arbllm_kernels" / "_cuda.so"
+        wanted.unlink(missing_ok=True)
+        if built.exists():
+            shutil.copy2(built, wanted)
+
+
+def _cuda_arguments() -> list[str]:
+    """What CMake has to know about CUDA; the environment decides anew each time, not CMake's cache."""
+    wanted = os.environ.get("ARBLLM_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"ARBLLM_CUDA={wanted!r} must be 1 (CUDA kernels required), 0 (none) or unset")
+    wheels = [
+        str(folder / "bin") for path in sys.path for folder in sorted(Path(path).glob("nvidia/cu*"), reverse=True)
+    ]
+    return [
+        "-UARB_NVCC",
+        f"-DARB_CUDA={ {'': 'AUTO', '0': 'OFF', '1': 'ON'}[wanted] }",
+        f"-DARB_CUDA_ARCHS={os.environ.get('ARBLLM_CUDA_ARCHS', '80;90')}",
+        f"-DARB_NVCC_HINTS={';'.join(wheels)}",
+    ]
 
 
 def _tool(name: str) -> str:

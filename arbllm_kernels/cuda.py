@@ -1,0 +1,180 @@
+"""The door to the CUDA kernels (csrc/cuda, csrc/include/arb/cuda.h): addresses and a stream in, messages out.
+
+The shared object is loaded with ctypes on first use; it needs no torch headers and loads without a driver. gpu.py
+decides when these functions run. n = rows, m = cols of the weight. Their oracle is PackedWeight.dequantize.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+PATH = Path(__file__).with_name("_cuda.so")
+MIN_CAPABILITY = (8, 0)  # bfloat16 tensor cores, asynchronous copies
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}  # arb_cuda_type
+SIZES = (
+    *("rows", "cols", "block_size", "groups", "salient_groups", "salient_order", "exponent", "shared_columns"),
+    *("scale_type", "row_scale_type"),
+)
+BUFFERS = ("sign", "group", "second", "row_scale", "row_base", "mean", "col_scale", "col_scale2", "order", "counts")
+_MESSAGE_BYTES = 300
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("length", ctypes.c_int64))
+
+
+class Weight(ctypes.Structure):
+    """arb_cuda_weight. The caller keeps the tensors alive while it is used."""
+
+    _fields_ = (*((name, ctypes.c_int64) for name in SIZES), *((name, _Buffer) for name in BUFFERS))
+
+    @classmethod
+    def of(cls, *args: Any) -> Weight:
+        """From the arguments of the ops (ops.packed_args). Raises InputError for a part of wrong dtype or device."""
+        parts, sizes = dict(zip(BUFFERS, args, strict=False)), args[-1]
+        base, row = parts["row_base"], parts["row_scale"].dtype
+        scale = row if base is None else base.dtype
+        allowed = {"row_scale": row, **dict.fromkeys(("row_base", "mean", "col_scale", "col_scale2"), scale)}
+        device = parts["sign"].device
+        buffers = []
+        for name, t in parts.items():
+            dtype = allowed.get(name, torch.int32)
+            if t is not None and (t.dtype != dtype or t.device != device or not t.is_contiguous()):
+                raise InputError(
+                    f"packed weight: {name} is {t.dtype} {list(t.shape)} on {t.device}; must be contiguous {dtype} on "
+                    f"{device}. PackedWeight.validate() checks the parts"
+                )
+            buffers.append(_Buffer() if t is None else _Buffer(t.data_ptr(), t.numel()))
+        if scale not in (torch.float16, torch.float32) or row not in (scale, torch.uint8):
+            raise InputError(f"packed weight: row scales of {row} with other scales of {scale}")
+        return cls(*sizes, TYPES[scale], TYPES[row], *buffers)
+
+
+class Library:
+    """The functions of arb/cuda.h in a shared object; `stream` is a cudaStream_t as an integer.
+
+    Raises:
+        OSError: the file cannot be loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._dll = ctypes.CDLL(str(path))
+        self._dll.arb_cuda_linear_workspace.restype = ctypes.c_int64
+        self._dll.arb_cuda_is_fast.restype = ctypes.c_int
+
+    def linear(self, x: Tensor, args: tuple[Any, ...], stream: int) -> Tensor:
+        """x [..., m] of fp32, fp16 or bf16 -> [..., n] of the same dtype; sums in float32."""
+        weight = Weight.of(*args)
+        if x.dtype not in TYPES or x.dtype is torch.uint8 or x.shape[-1] != weight.cols:
+            raise InputError(f"x {list(x.shape)} of {x.dtype} times a packed weight [{weight.rows}, {weight.cols}]")
+        _same_device(x, args)
+        flat = x.reshape(-1, weight.cols).contiguous()
+        batch, x_type = ctypes.c_int64(flat.shape[0]), ctypes.c_int64(TYPES[x.dtype])
+        y = torch.empty(*x.shape[:-1], weight.rows, dtype=x.dtype, device=x.device)
+        needed = self._dll.arb_cuda_linear_workspace(ctypes.byref(weight), x_type, batch)
+        # From torch's allocator, which knows streams and graphs. -1 is left to the call itself, which says why.
+        space = torch.empty(max(needed, 0), dtype=torch.uint8, device=x.device)
+        self._call(
+            *("arb_cuda_linear", ctypes.byref(weight), _address(flat), x_type, batch, _address(y)),
+            *(_address(space), ctypes.c_int64(needed), ctypes.c_void_p(stream)),
+        )
+        return y
+
+    def dequantize(self, args: tuple[Any, ...], stream: int) -> Tensor:
+        """The dense weight, float32 [n, m], in column order; equal bit for bit to PackedWeight.dequantize."""
+        weight = Weight.of(*args)
+        dense = torch.empty(weight.rows, weight.cols, dtype=torch.float32, device=args[0].device)
+        self._call("arb_cuda_dequantize", ctypes.byref(weight), _address(dense), ctypes.c_void_p(stream))
+        return dense
+
+    def pack_bits(self, bits: Tensor, stream: int) -> Tensor:
+        """bool [..., L] -> int32 [..., W], as packed.pack_bits."""
+        _expect("pack_bits", bits, torch.bool)
+        length = bits.shape[-1]
+        words = torch.empty(*bits.shape[:-1], -(-length // 64) * 2, dtype=torch.int32, device=bits.device)
+        self._bits("arb_cuda_pack_bits", bits.contiguous(), length, words, stream)
+        return words
+
+    def unpack_bits(self, words: Tensor, length: int, stream: int) -> Tensor:
+        """int32 [..., W] -> bool [..., length], as packed.unpack_bits."""
+        _expect("unpack_bits", words, torch.int32)
+        if length < 0 or words.shape[-1] != -(-length // 64) * 2:
+            raise InputError(f"unpack_bits: {words.shape[-1]} words do not hold {length} bits in whole 64-bit words")
+        bits = torch.empty(*words.shape[:-1], length, dtype=torch.bool, device=words.device)
+        self._bits("arb_cuda_unpack_bits", words.contiguous(), length, bits, stream)
+        return bits
+
+    def is_fast(self, args: tuple[Any, ...]) -> bool:
+        """Whether the tensor-core kernel takes this weight; otherwise the plain one does."""
+        return bool(self._dll.arb_cuda_is_fast(ctypes.byref(Weight.of(*args))) == 1)
+
+    def _bits(self, name: str, source: Tensor, length: int, target: Tensor, stream: int) -> None:
+        rows = ctypes.c_int64(source.numel() // max(source.shape[-1], 1))
+        self._call(name, _address(source), rows, ctypes.c_int64(length), _address(target), ctypes.c_void_p(stream))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        status = getattr(self._dll, name)(*arguments, message, ctypes.c_int64(_MESSAGE_BYTES))
+        if status == 1:
+            raise InputError(message.value.decode())
+        if status != 0:
+            raise RuntimeError(message.value.decode())
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why these kernels cannot run here, as one sentence; None where they can."""
+    if not PATH.exists():
+        return "this build has no CUDA kernels: install nvcc and build again with ARBLLM_CUDA=1"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    try:
+        library()
+    except OSError as error:
+        return f"{PATH.name} cannot be loaded: {error}"
+    return None
+
+
+def available(device: torch.device | int | None = None) -> bool:
+    """Whether the kernels are built, load, and run on the device (None: the current one)."""
+    return unavailable() is None and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
+
+
+@functools.cache
+def library() -> Library:
+    """The built shared object. Raises OSError where it is missing."""
+    return Library(PATH)
+
+
+def linear(x: Tensor, *args: Any) -> Tensor:
+    """arb::linear on a CUDA device, on torch's current stream. Raises InputError as the op does."""
+    with torch.cuda.device(x.device):
+        return library().linear(x, args, torch.cuda.current_stream().cuda_stream)
+
+
+def dequantize(*args: Any) -> Tensor:
+    """arb::dequantize on a CUDA device, on torch's current stream."""
+    with torch.cuda.device(args[0].device):
+        return library().dequantize(args, torch.cuda.current_stream().cuda_stream)
+
+
+def _address(t: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(t.data_ptr())
+
+
+def _same_device(x: Tensor, args: tuple[Any, ...]) -> None:
+    if x.device != args[0].device:
+        raise InputError(f"x is on {x.device}, the packed weight on {args[0].device}: move one of them")
+
+
+def _expect(name: str, t: Tensor, dtype: torch.dtype) -> None:
+    if t.dtype != dtype or t.dim() == 0:
+        raise InputError(f"{name}: {t.dtype} {list(t.shape)}, must be {dtype} [..., L]")

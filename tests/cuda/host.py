@@ -1,0 +1,105 @@
+"""Builds csrc/cuda as host C++ with the shim and runs cases in it: the kernels' own source, an OS thread per thread."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from arbllm_kernels.cuda import TYPES
+from arbllm_kernels.ops import packed_args
+from arbllm_kernels.packed import PackedWeight
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "csrc" / "cuda"
+HERE = Path(__file__).resolve().parent
+FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off", "-DARB_HOST_SHIM")
+
+
+def compile_host(target: Path, flags: Sequence[str] = ("-O1",), source: Path = SOURCE) -> Path:
+    """An executable that runs cases, or with -shared the library that arbllm_kernels.cuda can load."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    assert compiler, "a C++ compiler built this package, so one is here"
+    main = [] if "-shared" in flags else [str(HERE / "shim_main.cpp")]
+    include = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{source}", f"-I{HERE}"]
+    files = ["-x", "c++", str(source / "launchers.cu"), *main]
+    subprocess.run([compiler, *FLAGS, *flags, *include, *files, "-pthread", "-o", str(target)], check=True)
+    return target
+
+
+@dataclass
+class Answer:
+    """y and the dense weight as the kernels gave them."""
+
+    y: Tensor
+    dense: Tensor
+
+
+def run(program: Path, cases: Sequence[tuple[PackedWeight, Tensor]], **environment: str) -> list[Answer]:
+    """y and dense weight of every (weight, x [batch, m]). Raises CalledProcessError where the program is killed."""
+    stem = program.with_suffix("")
+    given, taken = stem.with_suffix(".in"), stem.with_suffix(".out")
+    with open(given, "wb") as file:
+        for pw, x in cases:
+            file.write(_case(pw, x))
+    _execute(program, given, taken, environment)
+    answers, data, at = [], taken.read_bytes(), 0
+    for pw, x in cases:
+        raw, at = _result(data, at)
+        y = torch.frombuffer(bytearray(raw), dtype=x.dtype).reshape(x.shape[0], pw.shape[0])
+        raw, at = _result(data, at)
+        answers.append(Answer(y, torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(pw.shape)))
+    return answers
+
+
+def run_bits(program: Path, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """bool [rows, length] -> its words, and the bits unpacked from them again."""
+    rows, length = bits.shape
+    given, taken = program.with_suffix(".bits"), program.with_suffix(".packed")
+    given.write_bytes(np.array([1, rows, length], "<i8").tobytes() + _array(bits))
+    _execute(program, given, taken, {})
+    data = taken.read_bytes()
+    words, at = _result(data, 0)
+    back, _ = _result(data, at)
+    return (
+        torch.from_numpy(np.frombuffer(words, "<i4").reshape(rows, -1).copy()),
+        torch.from_numpy(np.frombuffer(back, np.bool_).reshape(rows, length).copy()),
+    )
+
+
+def _execute(program: Path, given: Path, taken: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [str(program), str(given), str(taken)], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise subprocess.CalledProcessError(done.returncode, str(program), done.stdout, done.stderr)
+
+
+def _case(pw: PackedWeight, x: Tensor) -> bytes:
+    *parts, sizes = packed_args(pw)
+    scale = pw.row_scale.dtype if pw.row_base is None else pw.row_base.dtype
+    head = [0, *sizes, TYPES[scale], TYPES[pw.row_scale.dtype]]
+    body = b"".join(_array(t) for t in parts)
+    return np.array(head, "<i8").tobytes() + body + np.array([TYPES[x.dtype], x.shape[0]], "<i8").tobytes() + _array(x)
+
+
+def _array(t: Tensor | None) -> bytes:
+    if t is None:
+        return np.array([-1, 0], "<i8").tobytes()
+    flat = t.contiguous().reshape(-1)
+    raw = flat.view(torch.int16) if t.dtype is torch.bfloat16 else flat
+    return np.array([t.numel(), t.element_size()], "<i8").tobytes() + raw.numpy().tobytes()
+
+
+def _result(data: bytes, at: int) -> tuple[bytes, int]:
+    status, message, size = np.frombuffer(data, "<i8", 3, at).tolist()
+    begin = at + 24 + message
+    assert status == 0, data[at + 24 : begin].decode()
+    return data[begin : begin + size], begin + size
