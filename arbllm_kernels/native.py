@@ -1,4 +1,4 @@
-"""The door to the compiled extension: bit packing, and which instruction set runs.
+"""The door to the compiled extension: bit packing, which instruction set runs, and how activations are rounded.
 
 The extension takes addresses and sizes; this module and ops.py are the only ones that pass them. The plain versions of
 `pack_bits` and `unpack_bits` are in packed.py.
@@ -7,6 +7,7 @@ The extension takes addresses and sizes; this module and ops.py are the only one
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -53,6 +54,58 @@ def forced_isa(name: str) -> Iterator[None]:
         yield
     finally:
         set_isa(before)
+
+
+# ---- activations
+
+ACTIVATIONS = ("exact", "int8")
+_activations: str | None = None  # None: not asked for yet
+
+
+def set_activations(name: str | None) -> None:
+    """Choose how small batches (below ops.DENSE_BATCH rows) are multiplied on the CPU, in this process from now on.
+
+    "exact" (the default) keeps everything in float32. "int8" rounds each row of x to 8 bits per block of columns, which
+    is several times faster and adds an error of about 1 % of the product's norm (docs/cpu-kernels.md); fp16 and fp32
+    row scales are rounded to 8 bits as well, 8-bit ones are used as they are. Layouts without an int8 kernel (four
+    groups, means, block sizes that are not multiples of 64) are multiplied exactly, and a warning says so once.
+
+    Args:
+        name: "exact", "int8", or None to go back to the environment variable ARBLLM_ACTIVATIONS or the default.
+
+    Raises:
+        InputError: unknown name, here or in the environment.
+    """
+    global _activations
+    _activations = _known("set_activations", name) if name is not None else None
+
+
+def activations() -> str:
+    """What is in force: "exact" or "int8". Raises InputError if ARBLLM_ACTIVATIONS names something else."""
+    global _activations
+    if _activations is None:
+        _activations = _known("ARBLLM_ACTIVATIONS", os.environ.get("ARBLLM_ACTIVATIONS") or ACTIVATIONS[0])
+    return _activations
+
+
+def _known(source: str, name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise InputError(f"{source}: activations {name!r}; must be one of {', '.join(ACTIVATIONS)}")
+    return name
+
+
+@contextmanager
+def forced_activations(name: str) -> Iterator[None]:
+    """`set_activations(name)` for a with-block."""
+    before = activations()
+    set_activations(name)
+    try:
+        yield
+    finally:
+        set_activations(before)
+
+
+# ---- bit packing
 
 
 def pack_bits(bits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ opcheck see plain tensors. n = rows, m = cols of the weight W. Their oracle is P
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .native import extension
+from .native import activations, extension
 from .packed import Layout, PackedWeight
 
 # From this many rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernel, whose work grows with
@@ -73,14 +74,13 @@ def _view(args: PackedArgs) -> Any:
     Raises InputError for a part whose memory is not what the native code takes it for. That code checks the sizes, and
     the dispatcher brings CPU tensors only: one of another device takes the call there, or to the fakes below.
     """
-    if args[4] is not None or args[10][7]:
-        raise InputError("packed weight of format 2: the native CPU kernels of this build know format 1 only")
-    scale, word = args[3].dtype, torch.int32
+    row_scale, word = args[3].dtype, torch.int32
+    whole = row_scale is torch.uint8 and args[4] is not None
+    scale = args[4].dtype if whole and args[4] is not None else row_scale
     if scale is not torch.float16 and scale is not torch.float32:
-        raise InputError(_unreadable(args, 3, "float16 or float32"))
-    flat = [*args[10][:7], scale is torch.float16]
-    parts = ((0, word), (1, word), (2, word), (3, scale), (5, scale), (6, scale), (7, scale), (8, word), (9, word))
-    for i, dtype in parts:
+        raise InputError(_unreadable(args, 4 if whole else 3, "float16 or float32"))
+    flat = [*args[10], scale is torch.float16, whole]
+    for i, dtype in enumerate((word, word, word, row_scale, scale, scale, scale, scale, word, word)):
         t: Any = args[i]
         if t is None:
             flat += (0, 0)
@@ -89,6 +89,25 @@ def _view(args: PackedArgs) -> Any:
         else:
             raise InputError(_unreadable(args, i, str(dtype)))
     return extension.PackedView(*flat)
+
+
+def native_weight(args: PackedArgs) -> Any:
+    """The native weight behind `args`, with its plan; multiplies by `multiply`. The caller keeps the tensors alive."""
+    return extension.Weight(_view(args))
+
+
+def multiply(weight: Any, x: Tensor, y: Tensor) -> None:
+    """y [batch, n] = x [batch, m] W^T, both contiguous float32; exact or int8, as native.set_activations says."""
+    int8 = activations() == "int8"
+    if int8 and not weight.covers_int8:
+        warnings.warn(NOT_COVERED, stacklevel=3)
+    weight.gemm(x.data_ptr(), x.shape[0], y.data_ptr(), torch.get_num_threads(), int8)
+
+
+NOT_COVERED = (
+    "int8 activations were asked for, but a packed weight has a layout without an int8 kernel (four groups, means, or "
+    "a block size that is not a multiple of 64 up to 8192): it is multiplied exactly"
+)
 
 
 def _unreadable(args: PackedArgs, i: int, dtype: str) -> str:
@@ -115,14 +134,14 @@ def tiles(rows: int, cols: int) -> list[tuple[int, int]]:
 
 def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     rows, cols = args[-1][0], args[-1][1]
-    view, threads = _view(args), torch.get_num_threads()
     flat = _as_rows(x, cols)
     # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
     y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32)
     if flat.shape[0] < DENSE_BATCH:
-        extension.gemm(view, flat.data_ptr(), flat.shape[0], y.data_ptr(), threads)
+        multiply(native_weight(args), flat, y)
     else:
         # Tiles are dequantized in storage order, which needs no scatter; the columns of x are permuted once instead.
+        view, threads = _view(args), torch.get_num_threads()
         stored, out = flat.index_select(1, args[-3]), y.view(flat.shape[0], rows)
         for first, last in tiles(rows, cols):
             tile = torch.empty(last - first, cols, dtype=torch.float32)

@@ -34,13 +34,6 @@ arb::Buffer buffer(uintptr_t address, int64_t length) { return {pointer<const vo
     throw py::error_already_set();
 }
 
-void check(arb::Status status, const arb::PackedView& w, const char* what) {
-    if (status == arb::Status::ok) return;
-    if (status == arb::Status::out_of_memory) throw std::bad_alloc();
-    raise_input_error(std::string(what) + ": " + arb::message(status) + " (weight n = " + std::to_string(w.rows) +
-                      ", m = " + std::to_string(w.cols) + ", k = " + std::to_string(w.block_size) + ")");
-}
-
 std::vector<arb::IsaInfo> isas() {
     std::vector<arb::IsaInfo> infos(static_cast<size_t>(arb::list_isas(nullptr, 0)));
     arb::list_isas(infos.data(), static_cast<int>(infos.size()));
@@ -58,27 +51,34 @@ void check_isa(arb::Status status, const std::optional<std::string>& name) {
     raise_input_error(source + ": " + arb::message(status) + "; usable here: " + usable);
 }
 
+void check(arb::Status status, const arb::PackedView& w, const char* what) {
+    if (status == arb::Status::ok) return;
+    if (status == arb::Status::out_of_memory) throw std::bad_alloc();
+    if (status == arb::Status::unknown_isa || status == arb::Status::missing_isa) check_isa(status, std::nullopt);
+    raise_input_error(std::string(what) + ": " + arb::message(status) + " (weight n = " + std::to_string(w.rows) +
+                      ", m = " + std::to_string(w.cols) + ", k = " + std::to_string(w.block_size) + ")");
+}
+
 std::string active_isa() {
     const char* name = nullptr;
     check_isa(arb::active_isa(&name), std::nullopt);
     return name;
 }
 
-const char* gemm(const arb::PackedView& w, uintptr_t x, int64_t batch, uintptr_t y, int64_t threads) {
-    active_isa();
+const char* gemm(arb::Weight& weight, uintptr_t x, int64_t batch, uintptr_t y, int64_t threads, bool int8) {
     const char* ran = nullptr;
     arb::Status status;
     {
         const py::gil_scoped_release released;
-        status = arb::gemm(w, pointer<const float>(x), batch, pointer<float>(y), threads, &ran);
+        const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
+        status = weight.gemm(pointer<const float>(x), batch, pointer<float>(y), threads, activations, &ran);
     }
-    check(status, w, "gemm");
+    check(status, weight.view(), "gemm");
     return ran;
 }
 
 const char* dequantize(const arb::PackedView& w, int64_t begin, int64_t end, bool stored_order, uintptr_t out,
                        int64_t threads) {
-    active_isa();
     const auto columns = stored_order ? arb::Columns::stored : arb::Columns::original;
     const char* ran = nullptr;
     arb::Status status;
@@ -98,11 +98,12 @@ PYBIND11_MODULE(_native, m) {
     // Each buffer is an address and a length in elements; address 0 means that the weight has no such part.
     py::class_<arb::PackedView>(m, "PackedView")
         .def(py::init([](int64_t rows, int64_t cols, int64_t block_size, int64_t groups, int64_t salient_groups,
-                         int64_t salient_order, int64_t exponent, bool half, uintptr_t sign, int64_t sign_length,
-                         uintptr_t group, int64_t group_length, uintptr_t second, int64_t second_length,
-                         uintptr_t row_scale, int64_t row_scale_length, uintptr_t mean, int64_t mean_length,
-                         uintptr_t col_scale, int64_t col_scale_length, uintptr_t col_scale2, int64_t col_scale2_length,
-                         uintptr_t order, int64_t order_length, uintptr_t counts, int64_t counts_length) {
+                         int64_t salient_order, int64_t exponent, int64_t shared_columns, bool half, bool whole,
+                         uintptr_t sign, int64_t sign_length, uintptr_t group, int64_t group_length, uintptr_t second,
+                         int64_t second_length, uintptr_t row_scale, int64_t row_scale_length, uintptr_t row_base,
+                         int64_t row_base_length, uintptr_t mean, int64_t mean_length, uintptr_t col_scale,
+                         int64_t col_scale_length, uintptr_t col_scale2, int64_t col_scale2_length, uintptr_t order,
+                         int64_t order_length, uintptr_t counts, int64_t counts_length) {
             arb::PackedView w;
             w.rows = rows;
             w.cols = cols;
@@ -111,11 +112,14 @@ PYBIND11_MODULE(_native, m) {
             w.salient_groups = salient_groups;
             w.salient_order = salient_order;
             w.exponent = exponent;
+            w.shared_columns = shared_columns;
             w.scale_type = half ? arb::ScaleType::fp16 : arb::ScaleType::fp32;
+            w.row_scale_type = whole ? arb::ScaleType::u8 : w.scale_type;
             w.sign = buffer(sign, sign_length);
             w.group = buffer(group, group_length);
             w.second = buffer(second, second_length);
             w.row_scale = buffer(row_scale, row_scale_length);
+            w.row_base = buffer(row_base, row_base_length);
             w.mean = buffer(mean, mean_length);
             w.col_scale = buffer(col_scale, col_scale_length);
             w.col_scale2 = buffer(col_scale2, col_scale2_length);
@@ -124,7 +128,11 @@ PYBIND11_MODULE(_native, m) {
             return w;
         }));
 
-    m.def("gemm", &gemm, "y = x W^T for contiguous float32 x [batch, m], y [batch, n]; returns the ISA that ran.");
+    // A view and its plan, for as many calls as wanted.
+    py::class_<arb::Weight>(m, "Weight")
+        .def(py::init<const arb::PackedView&>())
+        .def_property_readonly("covers_int8", [](const arb::Weight& w) { return arb::covers_int8(w.view()); })
+        .def("gemm", &gemm, "y = x W^T for contiguous float32 x [batch, m], y [batch, n]; returns the ISA that ran.");
     m.def("dequantize", &dequantize, "Rows begin..end-1 as contiguous float32; returns the ISA that ran.");
     m.def(
         "table_gemm",

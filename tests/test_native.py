@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ PARTS = [(False, True), (True, False), (False, False), (True, True)]  # (mean, c
 def run_gemm(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> tuple[torch.Tensor, str]:
     y = torch.full((x.shape[0], pw.layout.rows), float("nan"))
     args = ops.packed_args(pw)
-    ran = native.extension.gemm(ops._view(args), x.data_ptr(), x.shape[0], y.data_ptr(), threads)
+    ran = ops.native_weight(args).gemm(x.data_ptr(), x.shape[0], y.data_ptr(), threads, False)
     return y, ran
 
 
@@ -94,12 +95,58 @@ def test_gemm_equals_float64(isa: str, n: int, m: int, k: int) -> None:
                     n, m, k, groups=groups, salient_groups=salient_groups, salient_order=order, mean=mean,
                     col_scale=col, exponent=-3,
                 )  # fmt: skip
-                for batch in (1, 3):
-                    x = torch.randn(batch, m)
-                    got, ran = run_gemm(pw, x)
-                    assert ran == isa
-                    error = (got.double() - x.double() @ pw.dequantize().double().T).abs()
-                    assert bool((error <= tolerance(pw, x)).all()), (pw.layout, batch)
+                check_gemm(pw, isa, (1, 3))
+
+
+def check_gemm(pw: PackedWeight, isa: str, batches: tuple[int, ...], largest: float = 1.0) -> None:
+    """The product against float64; `largest`: how much larger than 1.5 a row scale may be."""
+    for batch in batches:
+        x = torch.randn(batch, pw.layout.cols)
+        got, ran = run_gemm(pw, x)
+        assert ran == isa
+        error = (got.double() - x.double() @ pw.dequantize().double().T).abs()
+        assert bool((error <= largest * tolerance(pw, x)).all()), (pw.layout, batch)
+
+
+@pytest.mark.parametrize("n,m,k", [*SHAPES, (70, 1300, 100)])
+def test_format_2(isa: str, n: int, m: int, k: int) -> None:
+    """Shared column scales, 8-bit row scales, explicit order: dequantized bit for bit, multiplied within rounding."""
+    for groups, salient_groups in ZONES:
+        for order in (1, 2):
+            for new in ({"shared": True}, {"coded": True}, {"shared": True, "coded": True, "ordered": True}):
+                dtype = torch.float32 if groups == 2 else torch.float16
+                options: dict[str, Any] = {**new, "dtype": dtype, "exponent": -3, "salient_order": order}
+                pw = random_packed(n, m, k, groups=groups, salient_groups=salient_groups, **options)
+                got, ran = run_dequantize(pw, 0, n)
+                assert ran == isa
+                expected = pw.dequantize()
+                assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), pw.layout
+                assert torch.equal(run_dequantize(pw, 0, n, stored=True)[0], expected[:, pw.order.long()])
+                check_gemm(pw, isa, (1, 3), largest=127.0 if "coded" in new else 1.0)
+
+
+def test_format_2_parts_that_do_not_fit_are_refused() -> None:
+    pw = random_packed(5, 128, 64, shared=True, coded=True)
+    args, sizes = list(ops.packed_args(pw)), ops.layout_sizes(pw.layout)
+    x, y = torch.randn(1, 128), torch.empty(1, 5)
+
+    def gemm_with(position: int, part: Any) -> None:
+        changed = (*args[:position], part, *args[position + 1 :])
+        ops.native_weight(changed).gemm(x.data_ptr(), 1, y.data_ptr(), 1, False)
+
+    for position in (3, 4, 6):
+        with pytest.raises(InputError, match="does not have the size"):
+            gemm_with(position, args[position].reshape(-1)[:-1])
+    with pytest.raises(InputError, match=r"row_scale is torch\.uint8 .* must be contiguous float16 or float32"):
+        gemm_with(4, None)
+    with pytest.raises(InputError, match="does not have the size"):
+        gemm_with(7, torch.ones(2, pw.salient_columns, dtype=torch.float16))
+    with pytest.raises(InputError, match="layout is out of range"):
+        gemm_with(5, torch.ones(5, 2, 4, dtype=torch.float16))
+    with pytest.raises(InputError, match="layout is out of range"):
+        gemm_with(6, None)
+    with pytest.raises(InputError, match="layout is out of range"):
+        gemm_with(10, [*sizes[:7], 2])
 
 
 @pytest.mark.parametrize("n,m,k", [(70, 1300, 100), (33, 1100, 128), (3, 2000, 1001)])
@@ -161,9 +208,9 @@ def test_hostile_contents_are_refused_or_harmless() -> None:
     args = list(ops.packed_args(pw))
     x, y = torch.randn(1, 100), torch.empty(1, 5)
 
-    def gemm_with(position: int, tensor: torch.Tensor) -> None:
-        changed = [*args[:position], tensor, *args[position + 1 :]]
-        native.extension.gemm(ops._view(tuple(changed)), x.data_ptr(), 1, y.data_ptr(), 1)
+    def gemm_with(position: int, part: Any) -> None:
+        changed = [*args[:position], part, *args[position + 1 :]]
+        ops.native_weight(tuple(changed)).gemm(x.data_ptr(), 1, y.data_ptr(), 1, False)
 
     for position in (0, 1, 2, 3, 6, 7):
         with pytest.raises(InputError, match=r"does not have the size .*n = 5, m = 100, k = 33"):
@@ -178,7 +225,7 @@ def test_hostile_contents_are_refused_or_harmless() -> None:
         with pytest.raises(InputError, match="salient counts do not fit"):
             gemm_with(9, args[9].clone().fill_(bad))
     with pytest.raises(InputError, match="layout is out of range"):
-        native.extension.gemm(ops._view((*args[:-1], [5, 100, 33, 3, 1, 2, 0, 0])), x.data_ptr(), 1, y.data_ptr(), 1)
+        gemm_with(10, [5, 100, 33, 3, 1, 2, 0, 0])
     with pytest.raises(InputError, match="row range"):
         run_dequantize(pw, 3, 6)
 
@@ -237,17 +284,18 @@ def test_neon_selftest_under_emulation(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="x86-64 units only")
-@pytest.mark.parametrize("unit", ["avx2", "avx512"])
+@pytest.mark.parametrize("unit", ["avx2/kernels", "avx512/kernels", "avx2/int8", "avx512/int8", "avx512vnni/int8"])
 def test_units_share_no_code(unit: str, tmp_path: Path) -> None:
     """A weak symbol in a unit could be linked into code for machines that lack its instruction set."""
     for tool in ("g++", "nm"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
     flags = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
-    flags += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"] if unit == "avx512" else []
-    source, out = ROOT / "csrc/cpu" / unit / "kernels.cpp", tmp_path / "unit.o"
+    flags += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"] if "avx512" in unit else []
+    flags += ["-mavx512vnni"] if "vnni" in unit else []
+    source, out = ROOT / "csrc/cpu" / f"{unit}.cpp", tmp_path / "unit.o"
     command = ["g++", "-std=c++20", "-O0", "-fPIC", f"-I{ROOT / 'csrc/include'}", *flags, "-c", source, "-o", out]
     subprocess.run([str(c) for c in command], check=True)
     listed = subprocess.run(["nm", "-C", "--defined-only", "--extern-only", str(out)], capture_output=True, text=True)
     symbols = [line.split(" ", 2)[2] for line in listed.stdout.splitlines()]
-    assert symbols == [f"arb::{unit}_kernels"]
+    assert symbols == [f"arb::{unit.replace('/', '_')}"]

@@ -35,9 +35,10 @@ Status dequantize_rows(void* context, int64_t begin, int64_t end) {
 Status dequantize(const PackedView& weight, int64_t begin, int64_t end, Columns columns, float* out, int64_t threads,
                   const char** ran) {
     if (begin < 0 || end < begin || end > weight.rows || threads < 1) return Status::bad_range;
-    const Kernels* kernels = nullptr;
-    if (const Status status = active_kernels(&kernels); status != Status::ok) return status;
-    if (ran != nullptr) *ran = kernels->name;
+    const Isa* isa = nullptr;
+    if (const Status status = active_kernels(&isa); status != Status::ok) return status;
+    if (ran != nullptr) *ran = isa->name;
+    const Kernels* kernels = isa->exact;
     try {
         Plan plan;
         if (const Status status = make_plan(weight, *kernels, plan); status != Status::ok) return status;

@@ -8,6 +8,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace arb {
@@ -44,76 +47,87 @@ bool has_avx512() {
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & kLeaf7) == kLeaf7;
 }
 
+bool has_avx512vnni() {
+    unsigned a, b, c, d;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c & bit_AVX512VNNI) != 0;
+}
+
+#elif defined(__aarch64__)
+
+bool has_dot() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+
 #endif
 
 struct Entry {
-    const Kernels* kernels;
+    Isa isa;
     bool (*available)();
 };
 
 constexpr Entry kTable[] = {
 #if defined(__x86_64__)
-    {&avx512_kernels, has_avx512},
-    {&avx2_kernels, has_avx2},
+    {{"avx512vnni", &avx512_kernels, &avx512vnni_int8}, has_avx512vnni},
+    {{"avx512", &avx512_kernels, &avx512_int8}, has_avx512},
+    {{"avx2", &avx2_kernels, &avx2_int8}, has_avx2},
 #elif defined(__aarch64__)
-    {&neon_kernels, always},  // part of the architecture's baseline
+    {{"neondot", &neon_kernels, &neondot_int8}, has_dot},
+    {{"neon", &neon_kernels, &neon_int8}, always},  // part of the architecture's baseline
 #endif
-    {&scalar_kernels, always},
+    {{"scalar", &scalar_kernels, &scalar_int8}, always},
 };
 
-Status find(const char* name, const Kernels** kernels) {
+Status find(const char* name, const Isa** isa) {
     for (const Entry& entry : kTable) {
-        if (std::strcmp(entry.kernels->name, name) != 0) continue;
+        if (std::strcmp(entry.isa.name, name) != 0) continue;
         if (!entry.available()) return Status::missing_isa;
-        *kernels = entry.kernels;
+        *isa = &entry.isa;
         return Status::ok;
     }
     return Status::unknown_isa;
 }
 
-Status choose(const Kernels** kernels) {
+Status choose(const Isa** isa) {
     const char* forced = std::getenv("ARBLLM_FORCE_ISA");
-    if (forced != nullptr && forced[0] != '\0') return find(forced, kernels);
+    if (forced != nullptr && forced[0] != '\0') return find(forced, isa);
     for (const Entry& entry : kTable) {
         if (!entry.available()) continue;
-        *kernels = entry.kernels;
+        *isa = &entry.isa;
         return Status::ok;
     }
     return Status::missing_isa;
 }
 
-std::atomic<const Kernels*> active{nullptr};  // null: not chosen yet
+std::atomic<const Isa*> active{nullptr};  // null: not chosen yet
 
 }  // namespace
 
 int list_isas(IsaInfo* infos, int capacity) {
     int count = 0;
     for (const Entry& entry : kTable) {
-        if (infos != nullptr && count < capacity) infos[count] = {entry.kernels->name, entry.available()};
+        if (infos != nullptr && count < capacity) infos[count] = {entry.isa.name, entry.available()};
         ++count;
     }
     return count;
 }
 
 Status set_isa(const char* name) {
-    const Kernels* kernels = nullptr;
-    const Status status = name == nullptr ? choose(&kernels) : find(name, &kernels);
-    if (status == Status::ok) active.store(kernels);
+    const Isa* isa = nullptr;
+    const Status status = name == nullptr ? choose(&isa) : find(name, &isa);
+    if (status == Status::ok) active.store(isa);
     return status;
 }
 
-Status active_kernels(const Kernels** kernels) {
-    *kernels = active.load();
-    if (*kernels != nullptr) return Status::ok;
-    const Status status = choose(kernels);
-    if (status == Status::ok) active.store(*kernels);
+Status active_kernels(const Isa** isa) {
+    *isa = active.load();
+    if (*isa != nullptr) return Status::ok;
+    const Status status = choose(isa);
+    if (status == Status::ok) active.store(*isa);
     return status;
 }
 
 Status active_isa(const char** name) {
-    const Kernels* kernels = nullptr;
-    const Status status = active_kernels(&kernels);
-    if (status == Status::ok) *name = kernels->name;
+    const Isa* isa = nullptr;
+    const Status status = active_kernels(&isa);
+    if (status == Status::ok) *name = isa->name;
     return status;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "arb/packed.h"
+#include "int8.h"
 
 namespace arb {
 
@@ -31,8 +32,10 @@ struct Chunk {
 //   salient run: x * col_scale[g] for g < Gs, x * col_scale2[g] for g < Gs (order 2), x (if there are means)
 //   other run:   x * col_scale[g] for g < G,                                          x (if there are means)
 //   without column scales: x alone.
+// Where column scales are shared, the copies are all equal.
 struct Job {
     const PackedView* weight;
+    const int32_t* order;  // [m], the column at each storage position, every one below m
     const Run* runs;
     int64_t run_count;
     int64_t lanes;        // floats of a prepared row
@@ -59,7 +62,6 @@ struct Job {
 };
 
 struct Kernels {
-    const char* name;
     int64_t width;  // floats per vector
     int64_t panel;  // rows of the weight that gemm_tables works on at once
 
@@ -98,7 +100,14 @@ extern const Kernels avx512_kernels;
 extern const Kernels neon_kernels;
 #endif
 
+// An instruction set: two sets of kernels under one name.
+struct Isa {
+    const char* name;
+    const Kernels* exact;
+    const Int8Kernels* int8;
+};
+
 // The one to run now.
-Status active_kernels(const Kernels** kernels);
+Status active_kernels(const Isa** isa);
 
 }  // namespace arb

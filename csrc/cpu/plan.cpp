@@ -13,19 +13,21 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool layout_is_valid(const PackedView& w) {
     const bool groups = w.groups == 1 || w.groups == 2 || w.groups == kMaxGroups;
+    const bool whole = w.row_scale_type == ScaleType::u8;
+    if (w.scale_type == ScaleType::u8 || (whole && w.mean.data != nullptr)) return false;
+    if (w.shared_columns < 0 || w.shared_columns > 1 || (w.shared_columns == 1 && w.col_scale.data == nullptr)) {
+        return false;
+    }
     return w.rows >= 1 && w.rows <= kMaxDim && w.cols >= 1 && w.cols <= kMaxDim && w.block_size >= 1 &&
            w.block_size <= kMaxBlock && groups && (w.salient_groups == 1 || w.salient_groups == w.groups) &&
            (w.salient_order == 1 || w.salient_order == 2) && w.exponent >= -kMaxExponent && w.exponent <= kMaxExponent;
 }
 
-bool order_is_valid(const PackedView& w) {
-    const auto* bytes = static_cast<const unsigned char*>(w.order.data);
+bool copy_order(const PackedView& w, std::vector<int32_t>& order) {
+    order.resize(static_cast<size_t>(w.cols));
+    std::memcpy(order.data(), w.order.data, order.size() * 4);
     uint32_t largest = 0;
-    for (int64_t p = 0; p < w.cols; ++p) {
-        uint32_t column;
-        std::memcpy(&column, bytes + p * 4, 4);
-        largest = column > largest ? column : largest;
-    }
+    for (const int32_t column : order) largest = std::max(largest, static_cast<uint32_t>(column));
     return largest < static_cast<uint32_t>(w.cols);
 }
 
@@ -109,10 +111,12 @@ bool lengths_match(const PackedView& w, const Job& job) {
     const auto optional = [](const Buffer& buffer, int64_t length) {
         return buffer.data == nullptr || buffer.length == length;
     };
-    const bool scaled2 = w.col_scale.data != nullptr && w.salient_order == 2;
+    const bool scaled2 = w.col_scale.data != nullptr && w.salient_order == 2 && w.shared_columns == 0;
+    const int64_t bases = w.row_scale_type == ScaleType::u8 ? w.rows : 0;
     return w.sign.length == w.rows * job.words * 2 && w.group.length == w.rows * job.group_bits * job.words * 2 &&
            w.second.length == job.second_words * 2 && w.row_scale.length == w.rows * job.row_scales &&
-           optional(w.mean, w.rows * job.means) && optional(w.col_scale, w.groups * w.cols) &&
+           w.row_base.length == bases && optional(w.mean, w.rows * job.means) &&
+           optional(w.col_scale, (w.shared_columns != 0 ? 1 : w.groups) * w.cols) &&
            optional(w.col_scale2, w.salient_groups * job.salient_columns) &&
            (job.salient_columns == 0 || (w.col_scale2.data != nullptr) == scaled2);
 }
@@ -125,7 +129,8 @@ Status make_plan(const PackedView& w, const Kernels& kernels, Plan& plan) {
     Job& job = plan.job;
     set_sizes(w, job);
     if (w.order.length != w.cols || w.counts.length != job.blocks) return Status::bad_length;
-    if (!order_is_valid(w)) return Status::bad_order;
+    if (!copy_order(w, plan.order)) return Status::bad_order;
+    job.order = plan.order.data();
     if (const Status status = add_runs(w, width, plan); status != Status::ok) return status;
     job.second_words = w.salient_order == 2 ? divide_up(w.rows * job.salient_columns, kWordBits) : 0;
     if (!lengths_match(w, job)) return Status::bad_length;

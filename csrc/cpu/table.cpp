@@ -30,10 +30,10 @@ Status multiply_rows(void* context, int64_t begin, int64_t end) {
 Status table_gemm(const int8_t* codes, int64_t rows, int64_t cols, const float* x, int64_t batch, float* y,
                   int64_t threads) {
     if (rows < 1 || cols < 1 || rows > kMaxDim || cols > kMaxDim || batch < 0 || threads < 1) return Status::bad_range;
-    const Kernels* kernels = nullptr;
-    if (const Status status = active_kernels(&kernels); status != Status::ok) return status;
+    const Isa* isa = nullptr;
+    if (const Status status = active_kernels(&isa); status != Status::ok) return status;
     for (int64_t first = 0; first < batch; first += kMaxTile) {
-        Tile t{kernels, codes, cols, std::min(batch - first, kMaxTile), {}, {}};
+        Tile t{isa->exact, codes, cols, std::min(batch - first, kMaxTile), {}, {}};
         for (int64_t i = 0; i < t.tile; ++i) {
             t.x[i] = x + (first + i) * cols;
             t.y[i] = y + (first + i) * rows;

@@ -72,7 +72,13 @@ Weight random_weight(const Shape& shape, int64_t groups, int64_t salient_groups,
     w.mean = halves(mean ? n * blocks * (salient_groups + groups) : 0);
     w.col_scale = halves(col ? groups * m : 0);
     w.col_scale2 = halves(col && order == 2 ? salient_groups * salient : 0);
-    w.view = {n, m, k, groups, salient_groups, order, -3, arb::ScaleType::fp16, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+    w.view.rows = n;
+    w.view.cols = m;
+    w.view.block_size = k;
+    w.view.groups = groups;
+    w.view.salient_groups = salient_groups;
+    w.view.salient_order = order;
+    w.view.exponent = -3;
     return w;
 }
 
@@ -112,7 +118,8 @@ bool check_gemm(const Weight& w, const std::vector<float>& values, int64_t batch
     std::vector<float> x(static_cast<size_t>(batch * m)), y(static_cast<size_t>(batch * n), std::nanf(""));
     for (float& value : x) value = static_cast<float>(random()) / 2147483648.0f - 1.0f;
     const char* ran = nullptr;
-    if (arb::gemm(w.view, x.data(), batch, y.data(), 2, &ran) != arb::Status::ok) return fail("gemm", isa, w);
+    if (arb::gemm(w.view, x.data(), batch, y.data(), 2, arb::Activations::exact, &ran) != arb::Status::ok)
+        return fail("gemm", isa, w);
     if (std::strcmp(ran, isa) != 0) return fail("dispatch", isa, w);
     for (int64_t b = 0; b < batch; ++b) {
         for (int64_t i = 0; i < n; ++i) {

@@ -40,6 +40,14 @@ inline Floats load_bytes(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
+inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats magnitude(Floats v) { return _mm512_abs_ps(v); }
+
+// The lowest eight bits of every lane.
+inline void store_low_bytes(int8_t* p, Floats v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
+}
+
 using Words = __m512i;
 
 inline Words load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }

@@ -1,8 +1,9 @@
 #include "vec.h"
 
+#include "../buffers.inc"
 #include "../kernel.inc"
 #include "../lookup.inc"
 #include "../table.inc"
 
-const arb::Kernels arb::neon_kernels = {"neon",     kWidth,         kPanel,      prepare,   gemm,
+const arb::Kernels arb::neon_kernels = {kWidth,     kPanel,         prepare,     gemm,
                                         dequantize, prepare_tables, gemm_tables, table_rows};

@@ -42,6 +42,16 @@ inline Floats load_bytes(const int8_t* p) {
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
 
+inline Floats larger(Floats a, Floats b) { return vmaxq_f32(a, b); }
+inline Floats magnitude(Floats v) { return vabsq_f32(v); }
+
+// The lowest eight bits of every lane.
+inline void store_low_bytes(int8_t* p, Floats v) {
+    const uint16x4_t words = vmovn_u32(vreinterpretq_u32_f32(v));
+    const uint8x8_t bytes = vmovn_u16(vcombine_u16(words, words));
+    std::memcpy(p, &bytes, 4);
+}
+
 using Words = uint32x4_t;
 
 inline Words load_words(const uint32_t* p) { return vld1q_u32(p); }

@@ -41,6 +41,12 @@ inline Floats load_halves(const unsigned char* p) {
 
 inline Floats load_bytes(const int8_t* p) { return static_cast<float>(*p); }
 
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats magnitude(Floats v) { return v < 0.0f ? -v : v; }
+
+// The lowest eight bits of every lane.
+inline void store_low_bytes(int8_t* p, Floats v) { std::memcpy(p, &v, 1); }
+
 using Words = uint32_t;
 
 inline Words load_words(const uint32_t* p) { return *p; }

@@ -1,14 +1,49 @@
 // Multiplication by a packed weight, reading its bit planes: the dense matrix never exists.
 #pragma once
 
+#include <memory>
+#include <mutex>
+
 #include "arb/packed.h"
 
 namespace arb {
 
-// y = x * W^T with x float32 [batch, m] and y float32 [batch, n], both contiguous; products and sums in float32.
-// A row of y depends neither on the batch it came in nor on the number of threads.
-// `threads` is an upper limit; small matrices use fewer. `ran` (may be null) receives the name of the instruction set.
-Status gemm(const PackedView& weight, const float* x, int64_t batch, float* y, int64_t threads,
+enum class Activations {
+    exact,  // float32 products and sums
+    int8,   // x is rounded to 8 bits per block of columns, where the layout allows it (covers_int8); see cpu/int8.h
+};
+
+// Whether `int8` has kernels for this weight: one or two groups, no means, blocks of whole 64-column words (or a single
+// block) of at most 8192 columns. Where it has none, gemm is exact whatever was asked for.
+bool covers_int8(const PackedView& weight);
+
+struct Plans;
+
+// A weight and the plan of its product, which is made at the first call and again when the instruction set changes. The
+// buffers must outlive it; `order` and `counts` must not change. Calls may come from several threads.
+class Weight {
+  public:
+    explicit Weight(const PackedView& view);
+    ~Weight();
+    Weight(const Weight&) = delete;
+    Weight& operator=(const Weight&) = delete;
+
+    const PackedView& view() const { return view_; }
+
+    // y = x * W^T with x float32 [batch, m] and y float32 [batch, n], both contiguous. A row of y depends neither on
+    // the batch it came in nor on the number of threads. `threads` is an upper limit; small matrices use fewer. `ran`
+    // (may be null) receives the name of the instruction set.
+    Status gemm(const float* x, int64_t batch, float* y, int64_t threads, Activations activations,
+                const char** ran = nullptr);
+
+  private:
+    PackedView view_;
+    std::mutex mutex_;
+    std::shared_ptr<const Plans> plans_;
+};
+
+// The same for a single call.
+Status gemm(const PackedView& weight, const float* x, int64_t batch, float* y, int64_t threads, Activations activations,
             const char** ran = nullptr);
 
 }  // namespace arb

@@ -19,7 +19,7 @@ constexpr int64_t kMaxBlock = 65536;  // largest k
 constexpr int kMaxExponent = 126;     // |exponent| at most
 constexpr int kMaxGroups = 4;         // G is 1, 2 or 4
 
-enum class ScaleType { fp16, fp32 };
+enum class ScaleType { fp16, fp32, u8 };
 
 // A read-only buffer and its length in elements, so that every size can be checked before anything is read.
 // No alignment beyond one byte is assumed: packed weights are often views of a memory-mapped file.
@@ -35,16 +35,19 @@ struct PackedView {
     int64_t groups = 1;
     int64_t salient_groups = 1;
     int64_t salient_order = 1;
-    int64_t exponent = 0;  // row scales and means are multiplied by 2^exponent
-    ScaleType scale_type = ScaleType::fp16;
+    int64_t exponent = 0;                        // row scales (or their base) and means are multiplied by 2^exponent
+    int64_t shared_columns = 0;                  // 1: one column scale per column, for every group and both planes
+    ScaleType scale_type = ScaleType::fp16;      // of column scales, means and row bases: fp16 or fp32
+    ScaleType row_scale_type = ScaleType::fp16;  // the same, or u8: whole numbers in units of the row's base
 
     Buffer sign;        // int32 [n, words], first sign plane in storage order, bit 1 means +1
     Buffer group;       // int32 [n, log2 G, words], group index, one plane per bit
     Buffer second;      // int32 [], second sign plane: bit stream of [n, C] in whole 64-bit words
-    Buffer row_scale;   // scale [n, blocks, Gs * order + G]
-    Buffer mean;        // scale [n, blocks, Gs + G], or empty
-    Buffer col_scale;   // scale [G, m] in storage order, or empty
-    Buffer col_scale2;  // scale [Gs, C], or empty
+    Buffer row_scale;   // row scale [n, blocks, Gs * order + G]
+    Buffer row_base;    // scale [n] with u8 row scales, else empty
+    Buffer mean;        // scale [n, blocks, Gs + G], or empty; always empty with u8 row scales
+    Buffer col_scale;   // scale [G, m] ([1, m] if shared) in storage order, or empty
+    Buffer col_scale2;  // scale [Gs, C], or empty; always empty if shared
     Buffer order;       // int32 [m], the column at each storage position
     Buffer counts;      // int32 [blocks], salient columns per block
 };

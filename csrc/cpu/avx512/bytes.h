@@ -1,0 +1,44 @@
+// Bytes for int8.inc, 64 at a time: AVX-512 F and BW. `dot` is in dot.h, with VNNI (../avx512vnni) or without.
+#pragma once
+
+#include "vec.h"
+
+namespace {
+
+constexpr int kBytes = 64;
+constexpr int kByteRows = 2;        // rows of the weight at once for one row of x
+constexpr int kByteRowsOfTile = 2;  // and for a tile of them
+using Bytes = __m512i;
+using Mask8 = __mmask64;
+using Ints = __m512i;
+using Lanes = __m512;
+
+inline Bytes load_columns(const void* p) { return _mm512_loadu_si512(p); }
+inline Bytes fill_bytes(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
+inline Mask8 mask_bytes(uint64_t word, int) { return _cvtu64_mask64(word); }
+inline Bytes blend_bytes(Mask8 m, Bytes if_clear, Bytes if_set) { return _mm512_mask_blend_epi8(m, if_clear, if_set); }
+inline Bytes negate_bytes_if_set(Mask8 m, Bytes v) { return _mm512_mask_sub_epi8(v, m, _mm512_setzero_si512(), v); }
+inline Mask8 flip(Mask8 m, Bytes where_negative) { return _kxor_mask64(m, _mm512_movepi8_mask(where_negative)); }
+inline Bytes magnitude_bytes(Bytes v) { return _mm512_abs_epi8(v); }
+
+// Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
+inline Bytes load_table(const unsigned char* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Bytes look_up(Bytes table, Bytes numbers) { return _mm512_shuffle_epi8(table, numbers); }
+
+inline Ints no_ints() { return _mm512_setzero_si512(); }
+inline Lanes no_lanes() { return _mm512_setzero_ps(); }
+inline Lanes add_scaled_ints(Ints sums, float scale, Lanes to) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(scale), to);
+}
+
+// Lanes 8, 4, 2 and 1 apart.
+inline float sum_lanes(const Lanes (&v)[1]) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v[0]), _mm512_extractf32x8_ps(v[0], 1));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+}  // namespace
