@@ -277,7 +277,7 @@ def test_auto_runs_native_code(monkeypatch):
 
 
 def test_backend_errors():
-    with pytest.raises(InputError, match=r"backend 'gpu': must be one of auto, native, torch"):
+    with pytest.raises(InputError, match=r"backend 'gpu': must be one of auto, native, torch, triton"):
         quantize_weight(torch.randn(4, 8), torch.eye(8), backend="gpu")
     with pytest.raises(InputError, match=r"on the CPU and W is on cuda:0"):
         _backend("native", torch.device("cuda:0"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..block import Block
 from ..config import QuantConfig
 from ..errors import FormatError, InputError
+from ..gpu import solver_is_triton
 from ..packed import Layout, PackedWeight, scale_exponent
 from . import arb, arb_rc, arb_x, billm
 from .binarize import Binarizer, Fit, Zone
@@ -28,7 +29,7 @@ BINARIZERS: dict[str, Binarizer] = {
     "arb-rc": arb_rc.binarize,
 }
 STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
-BACKENDS = ("auto", "native", "torch")
+BACKENDS = ("auto", "native", "torch", "triton")
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def quantize_weight(
         H: [m, m], the raw (undamped) Hessian (2/N) sum x x^T of the layer's inputs.
         cfg: the method and its knobs; default ARB-RC + CGB.
         S: [m, m], mean over sequences of X^T X, read by ARB-X only; default H / 2, which is the same thing.
-        backend: "torch" for the plain path of this folder, "native" for csrc, "auto" for csrc where W is on the CPU.
-            Both find the same partition, and the same scales to rounding; what ties to rounding may go either way.
+        backend: "torch" for the plain path of this folder, "native" for csrc, "triton" for the GPU kernels; "auto" for
+            csrc where W is on the CPU and Triton where it is on a CUDA device (see gpu.py). All find the same
+            partition, and the same scales to rounding; what ties to rounding may go either way.
 
     Returns:
         The packed weight, on the device of W.
@@ -91,6 +93,10 @@ def _solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None, backen
         if S is None:
             raise InputError("ARB-X needs S, the mean over sequences of X^T X")
         _check_square("S", S, m)
+    if backend in BACKENDS and solver_is_triton(backend, W.device, min(cfg.block_size, m)):
+        from ..triton_kernels.solve import solve_batch  # here, because it imports this folder, and Triton
+
+        return solve_batch([W], [factor], cfg, None if S is None else [S])[0]
     worker = _backend(backend, W.device)
     exponent = scale_exponent(float(W.abs().max()))
     work = W.float() * 2.0**-exponent  # powers of two: exact, and every epsilon below sees weights of magnitude 1

@@ -12,8 +12,7 @@ from typing import Any
 import triton
 
 from ..errors import InputError
-
-MAX_BLOCK = 256  # columns of a block that a solver kernel keeps in registers
+from ..gpu import MAX_SOLVER_BLOCK
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,8 @@ class RowConfig:
     num_warps: int
     max_parts: int = 1 << 16
     parts_at_once: int = 1
+    chunk: int = 32  # columns of S at a time
+    candidates: int = 9  # of the partition search, per program
     fusion: bool = True
 
     def parts(self, n: int) -> tuple[int, int]:
@@ -37,11 +38,20 @@ class RowConfig:
         return {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": self.fusion}
 
 
+SENSITIVITY = RowConfig(rows=16, num_warps=4, max_parts=256, fusion=False)
+SEARCH = RowConfig(rows=16, num_warps=4)
+OUTPUT_SEARCH = RowConfig(rows=16, num_warps=4)
+CHOICE = RowConfig(rows=16, num_warps=4, parts_at_once=16, fusion=False)
+ROUNDING = RowConfig(rows=16, num_warps=4, max_parts=256, fusion=False)
+ARB = RowConfig(rows=16, num_warps=4)
+ARB_X = RowConfig(rows=16, num_warps=4)
 ARB_RC = RowConfig(rows=16, num_warps=4, max_parts=64, parts_at_once=16)
 
 
 def column_tile(k: int) -> int:
     """Columns of the register tile for blocks of k columns: a power of two. Raises InputError for wider blocks."""
-    if k > MAX_BLOCK:
-        raise InputError(f"backend 'triton' solves blocks of up to {MAX_BLOCK} columns, got {k}: use backend='torch'")
+    if k > MAX_SOLVER_BLOCK:
+        raise InputError(
+            f"backend 'triton' solves blocks of up to {MAX_SOLVER_BLOCK} columns, got {k}: use backend='torch'"
+        )
     return max(16, int(triton.next_power_of_2(k)))

@@ -10,11 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import triton
+
+from ..errors import InputError
+
 Grid = tuple[int, ...]
 Launcher = Callable[..., Any]
 
 
 def _on_device(kernel: Any, grid: Grid, *args: Any, **options: Any) -> None:
+    device = next(t.device for t in args if isinstance(t, torch.Tensor))
+    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise InputError(f"Triton kernels run on CUDA tensors, got one on {device}: move it or use another backend")
     kernel[grid](*args, **options)
 
 

@@ -21,6 +21,11 @@ class Scales:
     mean: Tensor | None = None
     col: Tensor | None = None
 
+    def rounded(self, dtype: torch.dtype) -> Scales:
+        """The scales as they will be stored."""
+        mean, col = (None if t is None else t.to(dtype) for t in (self.mean, self.col))
+        return Scales(self.planes, self.row.to(dtype), mean, col)
+
     def values(self, zone: Tensor) -> Tensor:
         """The approximation, float32 [L, n, k], for zones uint8 [L, n, k]."""
         at = zone.long()

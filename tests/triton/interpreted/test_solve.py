@@ -1,0 +1,75 @@
+"""quantize_weight(backend="triton") under the interpreter against backend="torch"."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arbllm_kernels import InputError, QuantConfig, quantize_weight
+from arbllm_kernels.methods import Factor, hessian_factor
+from arbllm_kernels.methods.solve import solve
+from arbllm_kernels.triton_kernels.solve import solve_batch
+
+
+def layer(n, m):
+    x = torch.randn(4 * m, m) @ (torch.eye(m) + 0.2 * torch.randn(m, m) / m**0.5)
+    return torch.randn(n, m) * torch.rand(m).add(0.3) * 0.02, 2 * x.T @ x / 8
+
+
+SMALL = {"block_size": 32, "max_salient": 9, "thresholds": 9, "iters": 3}
+CASES = {
+    "billm": {"method": "billm", "cgb": False},
+    "arb": {"method": "arb"},
+    "arb order 1": {"method": "arb", "salient_order": 1},
+    "arb-x": {"method": "arb-x"},
+    "arb-rc": {"method": "arb-rc"},
+    "arb-rc without cgb": {"method": "arb-rc", "cgb": False},
+    "arb-rc, four groups, fp32": {"method": "arb-rc", "groups": 4, "cgb": False, "scale_dtype": "fp32"},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_weight_as_methods(name):
+    cfg = QuantConfig(**{**SMALL, **CASES[name]})
+    W, H = layer(11, 72)
+    W[:, 7] = 0
+    H[5] = 0
+    H[:, 5] = 0  # a dead input
+    found, expected = (quantize_weight(W, H, cfg, backend=backend) for backend in ("triton", "torch"))
+    assert found.layout == expected.layout
+    assert torch.equal(found.salient, expected.salient)
+    assert torch.equal(found.group, expected.group)
+    size = float(W.abs().max())
+    step = 2**-10 if cfg.scale_dtype == "fp16" else 1e-5  # a scale may round to the next fp16 number
+    torch.testing.assert_close(found.dequantize(), expected.dequantize(), rtol=step, atol=step * size)
+
+
+def test_a_batch_that_shares_its_hessian_and_the_proxy_loss():
+    cfg = QuantConfig(**SMALL)
+    (W1, H), (W2, _) = layer(5, 48), layer(5, 48)
+    factor = hessian_factor(H, cfg.damp)
+    for (pw, loss), W in zip(solve_batch([W1, 100 * W2], [factor, factor], cfg), (W1, 100 * W2), strict=True):
+        expected, expected_loss = solve(W, factor, cfg, backend="torch")
+        assert pw.layout == expected.layout
+        assert loss == pytest.approx(expected_loss, rel=1e-3)
+
+
+def test_a_batch_with_a_hessian_each():
+    cfg = QuantConfig(**{**SMALL, "method": "billm"})
+    layers = [layer(5, 48) for _ in range(2)]
+    factors = [hessian_factor(H, cfg.damp) for _, H in layers]
+    for (_, loss), (W, _), factor in zip(
+        solve_batch([W for W, _ in layers], factors, cfg), layers, factors, strict=True
+    ):
+        assert loss == pytest.approx(solve(W, factor, cfg, backend="torch")[1], rel=1e-3)
+
+
+def test_what_is_refused():
+    W, H = layer(3, 600)
+    with pytest.raises(InputError, match="blocks of up to 256 columns, got 512"):
+        quantize_weight(W, H, QuantConfig(block_size=512), backend="triton")
+    explodes = Factor(torch.eye(48) + 1e7 * torch.ones(48, 48).triu(1), torch.zeros(48, dtype=torch.bool), 1.0)
+    with pytest.raises(InputError, match=r"columns 32..47 of W \[3, 48\]: a scale left the range of fp16"):
+        solve_batch([W[:, :48]], [explodes], QuantConfig(**{**SMALL, "method": "billm"}))
+    with pytest.raises(InputError, match="one shape"):
+        solve_batch([W, W[:2]], [], QuantConfig())
