@@ -10,7 +10,7 @@
 | rounding.py | the block as stored, and the error to propagate | block.py |
 
 partition.py and solve.py string them together without waiting for the device. Beside them: nearest.py (the nearest of
-four levels), scales.py (what a refinement returns), configs.py (every tile size), launch.py (where kernels are started).
+four levels), scales.py (what a refinement returns), configs.py (every tile size), launch.py (where kernels start).
 
 Importing this folder imports Triton; the rest of the package does so only when a CUDA tensor or backend="triton" asks.
 """
