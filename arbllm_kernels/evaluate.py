@@ -26,36 +26,50 @@ def perplexity(
     ids: Tensor,
     seqlen: int,
     *,
+    stride: int | None = None,
     windows: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> float:
-    """exp of the mean, over consecutive windows, of each window's mean cross-entropy over its seqlen - 1 targets.
+    """exp of the mean cross-entropy over the targets of consecutive windows, each seen with its own window alone.
 
     Args:
         model: a causal LM; put into eval mode.
         ids: int64 [L] or [1, L]; the tail that fills no window is left out.
         seqlen: tokens per window, at least 2.
+        stride: tokens from one window's start to the next; None: seqlen, so that windows do not overlap (the paper's
+            protocol). Of a window that overlaps the one before, only the last `stride` tokens are targets.
         windows: use the first so many windows; None: all.
         progress: called after each window with (windows done, windows in all, perplexity so far).
 
     Raises:
-        InputError: wrong ids, too few tokens, a window longer than the model's context.
+        InputError: wrong ids, too few tokens, a window longer than the model's context, a stride longer than seqlen.
     """
     ids = _check(model, ids, seqlen)
-    count = len(ids) // seqlen
+    step = seqlen if stride is None else stride
+    count = window_count(len(ids), seqlen, step)
     if windows is not None:
         if not 1 <= windows <= count:
             raise InputError(f"windows = {windows}: {len(ids)} tokens make 1..{count} windows of {seqlen}")
         count = windows
     model.eval()
     device = next(iter(model.state_dict().values())).device
-    total = 0.0
+    total, targets, value = 0.0, 0, math.nan
     for i in range(count):
-        window = ids[i * seqlen : (i + 1) * seqlen].to(device)
-        total += _cross_entropy(model(input_ids=window[None], use_cache=False).logits[0], window)
+        window = ids[i * step : i * step + seqlen].to(device)
+        first = 1 if i == 0 or step == seqlen else seqlen - step
+        total += _cross_entropy(model(input_ids=window[None], use_cache=False).logits[0], window, first)
+        targets += seqlen - first
+        value = math.exp(min(total / targets, 700.0))
         if progress is not None:
-            progress(i + 1, count, math.exp(min(total / (i + 1), 700.0)))
-    return math.exp(min(total / count, 700.0))
+            progress(i + 1, count, value)
+    return value
+
+
+def window_count(length: int, seqlen: int, stride: int) -> int:
+    """How many windows `length` tokens fill. Raises InputError for a stride that is not in 1..seqlen."""
+    if not 1 <= stride <= seqlen:
+        raise InputError(f"stride = {stride}: must be 1..{seqlen}, the length of a window")
+    return (length - seqlen) // stride + 1
 
 
 def text_ids(path: str | Path, tokenizer: Any) -> Tensor:
@@ -196,13 +210,13 @@ def _prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> dict[str, Tensor]:
     return {name: encoded[name].long() for name in ("input_ids", "attention_mask")}
 
 
-def _cross_entropy(logits: Tensor, ids: Tensor) -> float:
-    """Mean over positions; logits [T, vocab] predict ids [T] one step ahead. Float32 in chunks, summed in float64."""
-    targets, total = ids[1:], 0.0
+def _cross_entropy(logits: Tensor, ids: Tensor, first: int) -> float:
+    """Sum over ids[first:], which logits [T, vocab] predict one step ahead. Float32 in chunks, summed in float64."""
+    logits, targets, total = logits[first - 1 :], ids[first:], 0.0
     for start in range(0, len(targets), CHUNK):
         stop = min(start + CHUNK, len(targets))
         total += float(F.cross_entropy(logits[start:stop].float(), targets[start:stop], reduction="sum").double())
-    return total / len(targets)
+    return total
 
 
 def _check(model: nn.Module, ids: Any, seqlen: int) -> Tensor:

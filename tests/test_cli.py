@@ -85,9 +85,10 @@ def test_eval(capsys, folder, packed):
     args = ("--text", folder / "text.txt", "--seqlen", 32, "--windows", 4)
     result = json.loads(run(capsys, "eval", packed, *args, "--json"))
     dense = json.loads(run(capsys, "eval", folder, *args, "--json"))
-    assert result["windows"] == 4
-    assert 20 < dense["perplexity"] < 1000 and 20 < result["perplexity"] < 1000
-    assert result["perplexity"] != dense["perplexity"]
+    (packed_row,), (dense_row,) = result["texts"], dense["texts"]
+    assert packed_row["windows"] == 4 and packed_row["stride"] == 32
+    assert 20 < dense_row["perplexity"] < 1000 and 20 < packed_row["perplexity"] < 1000
+    assert packed_row["perplexity"] != dense_row["perplexity"]
     assert "perplexity" in run(capsys, "eval", packed, *args)
 
 

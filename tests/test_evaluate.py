@@ -34,6 +34,22 @@ def test_perplexity_is_its_definition(chunk: int, monkeypatch: pytest.MonkeyPatc
     assert perplexity(model, ids[None], 16, windows=2) == pytest.approx(math.exp(sum(losses[:2]) / 2), rel=1e-6)
 
 
+def test_overlapping_windows_count_new_tokens_only() -> None:
+    model, ids = build("llama"), token_ids(1, 40)[0]
+    total, targets = 0.0, 0
+    for start, first in ((0, 1), (6, 10), (12, 10), (18, 10), (24, 10)):
+        window = ids[start : start + 16]
+        with torch.no_grad():
+            logits = model(window[None]).logits[0, first - 1 : -1].double()
+        total += float(F.cross_entropy(logits, window[first:], reduction="sum"))
+        targets += 16 - first
+    assert perplexity(model, ids, 16, stride=6) == pytest.approx(math.exp(total / targets), rel=1e-6)
+    assert perplexity(model, ids, 16, stride=16) == perplexity(model, ids, 16)
+    for stride in (0, 17):
+        with pytest.raises(InputError, match=f"stride = {stride}"):
+            perplexity(model, ids, 16, stride=stride)
+
+
 @pytest.mark.parametrize(
     ("ids", "seqlen", "windows", "message"),
     [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from ..errors import ArbError
-from . import core, folders
+from . import core, evaluation, folders
 from .common import app, errors
 
-__all__ = ["app", "core", "folders", "main"]
+__all__ = ["app", "core", "evaluation", "folders", "main"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands: quantize, eval, generate, inspect, verify."""
+"""Commands: quantize, generate, inspect, verify."""
 
 from __future__ import annotations
 
@@ -92,37 +92,6 @@ def quantize(
         raise typer.Exit(130) from stop
     console.print(summary.table())
     _print_split(out)
-
-
-@app.command(name="eval")
-def evaluate(
-    model: ModelArgument,
-    text: Annotated[Path, typer.Option(help="The text to measure on.")],
-    seqlen: Annotated[int, typer.Option(help="Tokens per window.", min=2)] = 2048,
-    windows: Annotated[int, typer.Option(help="Use the first so many windows; 0 is all.", min=0)] = 0,
-    dtype: Dtype = "fp32",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    threads: Threads = 0,
-) -> None:
-    """Perplexity on a text file: consecutive windows, mean cross-entropy of each, averaged, exponentiated.
-
-    \b
-    arbllm eval smol.arb --text wiki.test.raw --seqlen 1024 --windows 32
-    """
-    from ..evaluate import perplexity, text_ids
-
-    set_threads(threads)
-    loaded, tokenizer = load(model, dtype)
-    ids = text_ids(text, tokenizer)
-    start = time.perf_counter()
-    value = perplexity(loaded, ids, seqlen, windows=windows or None)
-    seconds = time.perf_counter() - start
-    used = min(windows or len(ids) // seqlen, len(ids) // seqlen)
-    if as_json:
-        result = {"model": model, "text": str(text), "seqlen": seqlen, "windows": used, "perplexity": value}
-        console.print_json(json.dumps({**result, "dtype": dtype, "seconds": round(seconds, 2)}))
-    else:
-        console.print(f"perplexity {value:.3f}  ({used} windows of {seqlen} tokens, {dtype}, {seconds:.1f} s)")
 
 
 @app.command()
