@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +24,13 @@ class SharedInput:
     """Linears with the same input.
 
     names: the linears. H: raw Hessian, float32 [m, m]; the identity where no token arrived. tokens: how many did.
+    drift: (2/N) sum (x' - x) x^T, where x' is the dense model's input; None where it is not known.
     """
 
     names: list[str]
     H: Tensor
     tokens: int
+    drift: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -48,8 +50,11 @@ class HessianCollector:
     Use as a context manager; `seconds` is the time spent summing.
     """
 
-    def __init__(self, linears: dict[str, nn.Linear]) -> None:
+    def __init__(self, linears: dict[str, nn.Linear], dense: Sequence[dict[str, Tensor]] = ()) -> None:
+        """`dense`: per sample, the dense model's inputs [tokens, in_features] by linear; empty: no drift is summed."""
         self._linears = linears
+        self._dense = dense
+        self._drifts: dict[Key, Tensor] = {}
         self._seen: dict[int, _Seen] = {}
         self._sums: dict[Key, Tensor] = {}
         self._tokens: dict[Key, int] = {}
@@ -92,6 +97,9 @@ class HessianCollector:
                 self._tokens[key] = 0
             self._sums[key].addmm_(x.t(), x)
             self._tokens[key] += x.shape[0]
+            dense = self._dense[self._samples].get(key[0]) if self._dense else None
+            if dense is not None and dense.shape == x.shape:
+                self._drifts.setdefault(key, torch.zeros_like(self._sums[key])).addmm_((dense - x).t(), x)
         self._seen.clear()
         if self._samples == 0:
             self._once_each = sorted(self._calls) == sorted(self._linears)
@@ -114,8 +122,11 @@ class HessianCollector:
                 H = torch.eye(weight.shape[1], device=weight.device)
             else:
                 H = sum((self._sums[key] for key in keys[1:]), start=self._sums[keys[0]]) * (2.0 / self._samples)
-            result.append(SharedInput(names, H, tokens))
+            # a linear that shares its input in some samples only is a routed expert: its tokens need not be the same
+            drift = self._drifts.get(keys[0]) if len(keys) == 1 else None
+            result.append(SharedInput(names, H, tokens, None if drift is None else drift * (2.0 / self._samples)))
         self._sums.clear()
+        self._drifts.clear()
         return result
 
     def _make_hook(self, name: str):  # type: ignore[no-untyped-def]

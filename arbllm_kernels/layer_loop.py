@@ -1,8 +1,9 @@
 """Layer after layer: collect Hessians, quantize every linear, recompute the outputs (as in GPTQ and BiLLM).
 
-All linears of a layer are quantized from inputs of the layer with its own dense weights, whose predecessors are
-quantized already; then the outputs are recomputed with the quantized weights and feed the next layer. One sample at a
-time, always in float32, so that a run gives the same bits wherever its weights come from (memory, file, a resumed run).
+The layers before are quantized already. All linears of a layer are quantized from inputs of the layer with its dense
+weights (the paper), or in stages, each from inputs that the quantized linears before it give; then the outputs are
+recomputed with the quantized weights and feed the next layer. One sample at a time, always in float32, so that a run
+gives the same bits wherever its weights come from (memory, file, a resumed run).
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from .capture import Captured, capture
 from .config import QuantConfig
 from .errors import InputError
 from .hessian_hooks import HessianCollector, SharedInput
-from .methods import hessian_factor, solve
+from .methods import corrected, hessian_factor, solve
 from .models import layer_linears
 from .packed import PackedWeight
 from .progress import LinearRecord, Report, Seconds
+from .stages import DenseModel, stages
 
 LayerResult = tuple[dict[str, PackedWeight], list[LinearRecord]]
 
@@ -69,14 +71,19 @@ def quantize_layers(store: LayerStore, ids: Tensor, cfg: QuantConfig, skip: Sequ
     captured = _capture(store, ids, report)
     linears = [layer_linears(layer, f"{store.name}.{i}", skip) for i, layer in enumerate(store.layers)]
     total = sum(module.in_features * module.out_features for layer in linears for module in layer.values())
+    dense = DenseModel(captured) if cfg.correction > 0 else None
     unseen: list[str] = []
     with report.bar(cfg.label, total):
         for index in range(len(store.layers)):
             with _timed(report.seconds, "forward"):
                 layer = store.open(index)
             result = store.finished(index)
+            if dense is not None:
+                with _timed(report.seconds, "forward"):
+                    calls = [calls[index] for calls in captured.calls]
+                    dense.advance(layer, calls, linears[index] if result is None else {})
             if result is None:
-                result = _quantize_layer(store, index, layer, captured, cfg, linears[index], report)
+                result = _quantize_layer(store, index, layer, captured, dense, cfg, linears[index], report)
                 with _timed(report.seconds, "store"):
                     store.keep(index, result)
             packed, records = result
@@ -109,6 +116,7 @@ def _quantize_layer(
     index: int,
     layer: nn.Module,
     captured: Captured,
+    dense: DenseModel | None,
     cfg: QuantConfig,
     linears: dict[str, nn.Linear],
     report: Report,
@@ -116,36 +124,50 @@ def _quantize_layer(
     seconds, prefix = report.seconds, f"{store.name}.{index}"
     packed: dict[str, PackedWeight] = {}
     records: dict[str, LinearRecord] = {}
-    for shared in _collect(layer, index, captured, linears, seconds):
+    for shared in _inputs(layer, index, captured, dense, cfg, linears, seconds):
         with _timed(seconds, "factor"), _naming(f"{prefix}.{shared.names[0]}"):
-            factor = hessian_factor(shared.H, cfg.damp)
+            factor = hessian_factor(shared.H, cfg.damp, ordered=cfg.has_levels)
         S = shared.H / 2 if cfg.method == "arb-x" else None
         for name in shared.names:
             full = f"{prefix}.{name}"
             weight = linears[name].weight.data
             start = time.perf_counter()
+            target = weight if shared.drift is None else corrected(weight, factor, shared.drift, cfg.correction)
             with _naming(full):
-                packed[name], loss = solve(weight, factor, cfg, S)
+                packed[name], loss = solve(target, factor, cfg, S)
             elapsed = time.perf_counter() - start
             seconds.solve += elapsed
             records[name] = _record(full, weight, packed[name], shared, loss, elapsed)
+            if cfg.sequential:
+                linears[name].weight.data = packed[name].dequantize()
             report.advance(weight.numel(), f"{cfg.label} {full}")
     return {name: packed[name] for name in linears}, [records[name] for name in linears]
 
 
-def _collect(
-    layer: nn.Module, index: int, captured: Captured, linears: dict[str, nn.Linear], seconds: Seconds
+def _inputs(
+    layer: nn.Module,
+    index: int,
+    captured: Captured,
+    dense: DenseModel | None,
+    cfg: QuantConfig,
+    linears: dict[str, nn.Linear],
+    seconds: Seconds,
 ) -> Iterator[SharedInput]:
-    """Run all samples through the dense layer; give the Hessians one by one, so that each can be freed."""
-    start = time.perf_counter()
-    with HessianCollector(linears) as collector:
-        for hidden, calls in zip(captured.hidden, captured.calls, strict=True):
-            collector.add_sample(partial(calls[index].run, layer, hidden))
-    seconds.hessian += collector.seconds
-    seconds.forward += time.perf_counter() - start - collector.seconds
-    inputs = collector.shared_inputs()
-    while inputs:
-        yield inputs.pop(0)
+    """The Hessians of a layer one by one, so that each can be freed; in stages if the config says so."""
+    parts = [linears]
+    if cfg.sequential:
+        with _timed(seconds, "forward"):
+            parts = stages(linears, partial(captured.calls[0][index].run, layer, captured.hidden[0]))
+    for part in parts:
+        start = time.perf_counter()
+        with HessianCollector(part, () if dense is None else dense.inputs) as collector:
+            for hidden, calls in zip(captured.hidden, captured.calls, strict=True):
+                collector.add_sample(partial(calls[index].run, layer, hidden))
+        seconds.hessian += collector.seconds
+        seconds.forward += time.perf_counter() - start - collector.seconds
+        inputs = collector.shared_inputs()
+        while inputs:
+            yield inputs.pop(0)
 
 
 def _advance(layer: nn.Module, index: int, captured: Captured) -> None:

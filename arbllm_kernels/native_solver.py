@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import QuantConfig
 from .errors import InputError
-from .methods import arb_x
+from .methods import arb_x, levels
 from .methods.binarize import Binarizer, Fit, Zone
 from .methods.partition import Partition, salient_residual, split_by_output
 from .native import extension
@@ -216,6 +216,83 @@ BINARIZERS: dict[str, Binarizer] = {
     "arb-x": fit_arb_x,
     "arb-rc": fit_arb_rc,
 }
+
+
+def fit_levels(weight: Tensor, importance: Tensor, col: Tensor, levels: Tensor, iters: int) -> tuple[Tensor, Tensor]:
+    """As methods/levels.py `fit`, for float32 tensors on the CPU."""
+    weight, importance = weight.contiguous(), importance.contiguous()
+    col, levels = (t.clone(memory_format=torch.contiguous_format) for t in (col, levels))
+    for name, t, shape in (
+        ("weight", weight, weight.shape),
+        ("importance", importance, weight.shape[:1]),
+        ("col", col, weight.shape[:1]),
+        ("levels", levels, (len(levels), weight.shape[1])),
+    ):
+        _check(name, t, torch.float32, len(shape))
+        _check_shape(name, t, tuple(shape))
+    extension.fit_levels(
+        weight.data_ptr(),
+        importance.data_ptr(),
+        levels.data_ptr(),
+        col.data_ptr(),
+        weight.shape[1],
+        weight.shape[0],
+        len(levels),
+        iters,
+        torch.get_num_threads(),
+    )
+    return col, levels
+
+
+def sweep_levels(
+    work: Tensor,
+    before: Tensor | None,
+    coupling: Tensor,
+    row_scale: Tensor,
+    col: Tensor,
+    salient: Tensor,
+    storage: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As methods/levels.py `sweep`, for float32 tensors on the CPU."""
+    k, n = work.shape
+    work, col = (t.clone(memory_format=torch.contiguous_format) for t in (work, col))
+    coupling, row_scale, salient = coupling.contiguous(), row_scale.contiguous(), salient.contiguous()
+    value = torch.empty_like(work) if before is None else before.clone(memory_format=torch.contiguous_format)
+    for name, t, dtype, shape in (
+        ("work", work, torch.float32, (k, n)),
+        ("before", value, torch.float32, (k, n)),
+        ("coupling", coupling, torch.float32, (k, k)),
+        ("row_scale", row_scale, torch.float32, (6, n)),
+        ("col", col, torch.float32, (k,)),
+        ("salient", salient, torch.bool, (k,)),
+    ):
+        _check(name, t, dtype, len(shape))
+        _check_shape(name, t, shape)
+    change, code = torch.empty_like(work), torch.empty(k, n, dtype=torch.uint8)
+    extension.sweep_levels(
+        work.data_ptr(),
+        coupling.data_ptr(),
+        row_scale.data_ptr(),
+        col.data_ptr(),
+        value.data_ptr(),
+        change.data_ptr(),
+        code.data_ptr(),
+        salient.data_ptr(),
+        n,
+        k,
+        before is not None,
+        storage is torch.float16,
+        torch.get_num_threads(),
+    )
+    return col, value, code, change
+
+
+LEVELS = levels.Engine(fit_levels, sweep_levels)
+
+
+def _check_shape(name: str, t: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(t.shape) != shape:
+        raise InputError(f"native solver: {name} has shape {list(t.shape)}, must have {list(shape)}")
 
 
 def _outputs(s: Tensor, order: int, iters: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import direct_search
 
 from arbllm_kernels import native_solver
-from arbllm_kernels.config import METHODS, QuantConfig
+from arbllm_kernels.config import PAPER_METHODS, QuantConfig
 from arbllm_kernels.methods import hessian_factor
 from arbllm_kernels.methods.partition import partition
 
@@ -115,7 +115,7 @@ class Timed:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shapes", nargs="+", default=["1024x2048", "4096x4096"], help="rows x columns")
-    p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    p.add_argument("--methods", nargs="+", default=list(PAPER_METHODS), choices=PAPER_METHODS)
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     p.add_argument("--repeats", type=int, default=3, help="runs of the native solver")
     p.add_argument("--torch-repeats", type=int, default=1)

@@ -83,4 +83,34 @@ void register_solver(py::module_& m) {
                                    pointer<float>(col_scale));
         });
     });
+    m.def("fit_levels", [](uintptr_t weight, uintptr_t importance, uintptr_t levels, uintptr_t col, int64_t rows,
+                           int64_t cols, int64_t count, int64_t iters, int64_t threads) {
+        const arb::LevelsFit part{pointer<const float>(weight),
+                                  pointer<const float>(importance),
+                                  pointer<float>(levels),
+                                  pointer<float>(col),
+                                  rows,
+                                  cols,
+                                  count};
+        run(arb::Entries{nullptr, nullptr, rows, cols}, "fit_levels",
+            [&] { return arb::fit_levels(part, iters, threads); });
+    });
+    m.def("sweep_levels",
+          [](uintptr_t work, uintptr_t coupling, uintptr_t row_scale, uintptr_t col, uintptr_t value, uintptr_t change,
+             uintptr_t code, uintptr_t salient, int64_t rows, int64_t cols, bool refine, bool half, int64_t threads) {
+              const arb::LevelsSweep panel{pointer<float>(work),
+                                           pointer<const float>(coupling),
+                                           pointer<const float>(row_scale),
+                                           pointer<float>(col),
+                                           pointer<float>(value),
+                                           pointer<float>(change),
+                                           pointer<uint8_t>(code),
+                                           pointer<const uint8_t>(salient),
+                                           rows,
+                                           cols,
+                                           refine,
+                                           half};
+              run(arb::Entries{nullptr, nullptr, rows, cols}, "sweep_levels",
+                  [&] { return arb::sweep_levels(panel, threads); });
+          });
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arbllm_kernels.config import METHODS, QuantConfig
+from arbllm_kernels.config import PAPER_METHODS, QuantConfig
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.methods import arb, arb_rc, arb_x, billm, hessian_factor, quantize_weight, solve
 from arbllm_kernels.methods.binarize import Zone, nearest_of_four
@@ -120,7 +120,7 @@ def test_nearest_of_four_is_brute_force():
     assert torch.equal(plane2, choice % 2 == 1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER_METHODS)
 @pytest.mark.parametrize("order", [1, 2])
 def test_empty_and_degenerate_zones_stay_finite(method, order):
     z = zone(5, 12)
@@ -148,7 +148,7 @@ def matrix(n: int, m: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 AWKWARD = [(1, 1, 128), (1, 128, 128), (3, 129, 128), (7, 100, 33), (16, 64, 256), (5, 2, 1)]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER_METHODS)
 @pytest.mark.parametrize("groups,cgb,order", [(1, False, 1), (2, False, 2), (2, True, 2), (4, True, 1), (4, False, 2)])
 def test_what_is_stored_is_what_was_propagated(method, groups, cgb, order):
     """Redo the error propagation from the dequantized file: the last block's target must lead to the same result."""
@@ -168,7 +168,7 @@ def test_what_is_stored_is_what_was_propagated(method, groups, cgb, order):
     assert all(torch.equal(t, again.tensors()[part]) for part, t in packed.tensors().items())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER_METHODS)
 @pytest.mark.parametrize(("n", "m", "k"), AWKWARD)
 def test_awkward_shapes(method, n, m, k):
     W, H = matrix(n, m)
@@ -179,7 +179,7 @@ def test_awkward_shapes(method, n, m, k):
     assert float((W - Q).norm()) < float(W.norm())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER_METHODS)
 def test_zero_rows_columns_and_dead_inputs(method):
     W, H = matrix(6, 96)
     W[2] = 0
@@ -197,7 +197,7 @@ def test_all_zero_matrix():
     assert float(packed.dequantize().abs().max()) == 0.0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER_METHODS)
 @pytest.mark.parametrize("factor", [2.0**-90, 2.0**-30, 2.0**40, 2.0**100])
 def test_scaling_the_weights_scales_the_result(method, factor):
     """Huge and tiny scales lose nothing: the exponent carries the magnitude, fp16 only the digits."""

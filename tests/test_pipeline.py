@@ -168,7 +168,9 @@ def test_a_pass_is_left_at_the_last_input_only_where_nothing_can_follow(twice: b
 def test_layers_see_quantized_predecessors_and_their_own_dense_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     original = layer_loop.hessian_factor
-    monkeypatch.setattr(layer_loop, "hessian_factor", lambda H, damp: (seen.append(H), original(H, damp))[1])
+    monkeypatch.setattr(
+        layer_loop, "hessian_factor", lambda H, damp, **options: (seen.append(H), original(H, damp, **options))[1]
+    )
     model, ids = build("llama"), token_ids()
     twin, layers = copy.deepcopy(model), find_layers(model)[1]
     quantize_model(model, ids, QUICK)

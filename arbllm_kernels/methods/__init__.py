@@ -3,7 +3,7 @@
 `quantize_weight` is the door; `solve` is the same for callers who share one factorized Hessian among several matrices.
 """
 
-from .factor import Factor, hessian_factor
+from .factor import Factor, corrected, hessian_factor
 from .solve import quantize_weight, solve
 
-__all__ = ["Factor", "hessian_factor", "quantize_weight", "solve"]
+__all__ = ["Factor", "corrected", "hessian_factor", "quantize_weight", "solve"]

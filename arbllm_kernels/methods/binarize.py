@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..block import Block
+
 
 @dataclass(frozen=True, eq=False)
 class Zone:
@@ -51,6 +53,16 @@ class Fit:
                 scale = scale * self.col_scale[o]
             out += torch.where(plane, scale, -scale)
         return out if self.mean is None else out + self.mean[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A matrix in blocks, scales rounded; tr(R H R^T) with the damped H of its factor; an explicit column order."""
+
+    blocks: list[Block]
+    error: float
+    block_size: int
+    columns: Tensor | None = None
 
 
 class Binarizer(Protocol):

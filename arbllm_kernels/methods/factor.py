@@ -20,18 +20,24 @@ class Factor:
     """U (float32 [m, m], upper), dead inputs (bool [m]), and the power of two that H was divided by.
 
     A power of two changes no digit of U and keeps the sensitivities w^2 / d^2 inside float32 whatever the units of H.
+    With an order (int64 [m]) U belongs to the columns in that order, and the damped H, float32, is kept in it as well.
     """
 
     U: Tensor
     dead: Tensor
     scale: float
+    order: Tensor | None = None
+    H: Tensor | None = None
 
 
-def hessian_factor(H: Tensor, damp: float) -> Factor:
+def hessian_factor(H: Tensor, damp: float, *, ordered: bool = False) -> Factor:
     """Factorize a raw (undamped) Hessian, float [m, m].
 
     U comes from one Cholesky factorization of H with rows and columns reversed: that gives H = V V^T with V upper, so
     H^-1 = V^-T V^-1 and U = V^-1. It is done in float64; H^-1 itself is never formed.
+
+    `ordered` takes the columns by falling activation energy H_jj (GPTQ's act-order): errors made early can still be
+    made up for, so the inputs that matter most go first.
 
     Raises:
         InputError: H is not square, finite or (after damping) positive definite.
@@ -47,6 +53,9 @@ def hessian_factor(H: Tensor, damp: float) -> Factor:
     diagonal += damp * diagonal.mean()
     exponent = 2 * round(math.log2(max(float(diagonal.abs().mean()), 1e-300)) / 2)
     full *= 2.0**-exponent
+    order = diagonal.argsort(descending=True, stable=True) if ordered else None
+    if order is not None:
+        full = full[order][:, order]
     lower, info = torch.linalg.cholesky_ex(full.flip(0, 1))
     if int(info) != 0:
         raise InputError(
@@ -55,4 +64,16 @@ def hessian_factor(H: Tensor, damp: float) -> Factor:
         )
     V = lower.flip(0, 1)
     U = torch.linalg.solve_triangular(V, torch.eye(len(V), dtype=V.dtype, device=V.device), upper=True)
-    return Factor(U.float(), dead, 2.0**exponent)
+    return Factor(U.float(), dead, 2.0**exponent, order, None if order is None else full.float())
+
+
+def corrected(W: Tensor, factor: Factor, drift: Tensor, share: float) -> Tensor:
+    """The weights, float32 [n, m], whose outputs for the inputs x come nearest to those of W for other inputs x'.
+
+    ||W X' - Q X||^2 is, but for a constant, ||(W* - Q) X||^2 with W* = W + W D H^-1, D = (X' - X) X^T (`drift`, in the
+    units of H). So a solver that knows nothing of X' need only be given W*; `share` goes part of the way. Aiming at the
+    dense model's outputs is the idea of GPTAQ (Li et al. 2025), which moves the weights column by column instead.
+    """
+    order = torch.arange(len(drift), device=W.device) if factor.order is None else factor.order
+    gain = (W.float() @ drift)[:, order] @ factor.U.T @ factor.U / factor.scale
+    return W.float() + share * gain[:, order.argsort()]

@@ -17,8 +17,8 @@ from ..config import QuantConfig
 from ..errors import FormatError, InputError
 from ..gpu import solver_is_triton
 from ..packed import Layout, PackedWeight, scale_exponent
-from . import arb, arb_rc, arb_x, billm
-from .binarize import Binarizer, Fit, Zone
+from . import arb, arb_rc, arb_x, billm, levels
+from .binarize import Binarizer, Fit, Solved, Zone
 from .factor import Factor, hessian_factor
 from .partition import Partition, partition
 
@@ -34,13 +34,14 @@ BACKENDS = ("auto", "native", "torch", "triton")
 
 @dataclass(frozen=True)
 class Backend:
-    """Who does the work of one block: the partition search and the binarizer of each method."""
+    """Who does the work: the partition search and the binarizer of each method, and the inner loops of "arb-levels"."""
 
     partition: Callable[[Tensor, Tensor, QuantConfig, Tensor | None], Partition]
     binarizers: Mapping[str, Binarizer]
+    levels: levels.Engine
 
 
-TORCH = Backend(partition, BINARIZERS)
+TORCH = Backend(partition, BINARIZERS, levels.TORCH)
 
 
 def quantize_weight(
@@ -68,7 +69,8 @@ def quantize_weight(
         raise InputError(f"cfg is {type(cfg).__name__}, must be a QuantConfig, such as QuantConfig(method='arb-rc')")
     _check_matrix("W", W)
     _check_square("H", H, W.shape[1])
-    return solve(W, hessian_factor(H.to(W.device), cfg.damp), cfg, H / 2 if S is None else S, backend=backend)[0]
+    factor = hessian_factor(H.to(W.device), cfg.damp, ordered=cfg.has_levels)
+    return solve(W, factor, cfg, H / 2 if S is None else S, backend=backend)[0]
 
 
 @torch.no_grad()
@@ -101,6 +103,31 @@ def _solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None, backen
     exponent = scale_exponent(float(W.abs().max()))
     work = W.float() * 2.0**-exponent  # powers of two: exact, and every epsilon below sees weights of magnitude 1
     work[:, factor.dead] = 0
+    if cfg.has_levels:
+        solved = levels.solve(work, factor, cfg, STORAGE[cfg.scale_dtype], worker.levels)
+    else:
+        solved = _block_by_block(work, factor, cfg, S, worker)
+    layout = Layout(
+        rows=n,
+        cols=m,
+        block_size=solved.block_size,
+        groups=cfg.groups,
+        salient_groups=cfg.salient_groups,
+        salient_order=cfg.salient_order,
+        exponent=exponent,
+        method=cfg.method,
+        shared_columns=cfg.has_levels,
+    )
+    try:
+        packed = PackedWeight.from_blocks(solved.blocks, layout, solved.columns)
+    except FormatError as error:
+        raise InputError(f"W {list(W.shape)} cannot be stored with {cfg.scale_dtype} scales: {error}") from error
+    return packed, 0.5 * solved.error * factor.scale * 4.0**exponent
+
+
+def _block_by_block(work: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None, worker: Backend) -> Solved:
+    """The paper's way: every block is binarized as a whole, its error moves the columns after it. Changes `work`."""
+    n, m = work.shape
     d = factor.U.diagonal()
     blocks, loss = [], 0.0
     for a in range(0, m, cfg.block_size):
@@ -110,26 +137,13 @@ def _solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None, backen
         error = (work[:, a:b] - block.values()) / d[a:b]
         if not bool(torch.isfinite(error).all()):
             raise InputError(
-                f"columns {a}..{b - 1} of W {list(W.shape)}: a scale left the range of {cfg.scale_dtype} storage; "
+                f"columns {a}..{b - 1} of W [{n}, {m}]: a scale left the range of {cfg.scale_dtype} storage; "
                 "use QuantConfig(scale_dtype='fp32') or a larger damp"
             )
         work[:, b:] -= error @ factor.U[a:b, b:]
-        loss += 0.5 * float(error.square().sum()) * factor.scale * 4.0**exponent
+        loss += float(error.square().sum())
         blocks.append(block)
-    layout = Layout(
-        rows=n,
-        cols=m,
-        block_size=cfg.block_size,
-        groups=cfg.groups,
-        salient_groups=cfg.salient_groups,
-        salient_order=cfg.salient_order,
-        exponent=exponent,
-        method=cfg.method,
-    )
-    try:
-        return PackedWeight.from_blocks(blocks, layout), loss
-    except FormatError as error_:
-        raise InputError(f"W {list(W.shape)} cannot be stored with {cfg.scale_dtype} scales: {error_}") from error_
+    return Solved(blocks, loss, cfg.block_size)
 
 
 def _backend(backend: str, device: torch.device) -> Backend:
@@ -141,7 +155,7 @@ def _backend(backend: str, device: torch.device) -> Backend:
         raise InputError(f"backend 'native' runs on the CPU and W is on {device}: move it or use backend='torch'")
     from .. import native_solver  # here, because it imports this folder
 
-    return Backend(native_solver.partition, native_solver.BINARIZERS)
+    return Backend(native_solver.partition, native_solver.BINARIZERS, native_solver.LEVELS)
 
 
 def binarize_block(

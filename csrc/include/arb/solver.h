@@ -50,4 +50,39 @@ Status fit_arb(const Entries& zone, int64_t order, int64_t iters, int64_t thread
 Status fit_arb_rc(const Entries& zone, int64_t order, int64_t iters, int64_t threads, uint8_t* planes, float* row_scale,
                   float* col_scale);
 
+// Codes with shared column scales (methods/levels.py). Arrays are transposed: [cols, rows].
+//
+// One part of a block, all of its columns with `count` magnitudes per row, 2 or 4.
+struct LevelsFit {
+    const float* weight = nullptr;      // [cols, rows]
+    const float* importance = nullptr;  // [cols]
+    float* levels = nullptr;            // [count, rows], in: a start, out: the fit
+    float* col = nullptr;               // [cols], likewise
+    int64_t rows = 0;
+    int64_t cols = 0;
+    int64_t count = 0;
+};
+
+// `iters` rounds: column scales, then row magnitudes, each the weighted least squares given the nearest levels.
+Status fit_levels(const LevelsFit& part, int64_t iters, int64_t threads);
+
+// Some columns side by side.
+struct LevelsSweep {
+    float* work = nullptr;            // [cols, rows]: what each column should be; changed on the way
+    const float* coupling = nullptr;  // [cols, cols]: a change of column j by e adds coupling[j, l] e to work[l], l > j
+    const float* row_scale = nullptr;  // [6, rows]: first and second plane of both salient groups, then two groups
+    float* col = nullptr;              // [cols], in: a start, out: the column scales
+    float* value = nullptr;            // [cols, rows]: the weights as stored; read before only if `refine`
+    float* change = nullptr;           // [cols, rows], out: value less work, or less the value before if `refine`
+    uint8_t* code = nullptr;           // [cols, rows], out: index of the level, plus 4 where positive
+    const uint8_t* salient = nullptr;  // [cols], 0 or 1
+    int64_t rows = 0;
+    int64_t cols = 0;
+    int64_t refine = 0;
+    int64_t half = 0;  // column scales are fp16 values
+};
+
+// Column by column: the scale that fits best, the nearest codes, and the change passed on to the columns after it.
+Status sweep_levels(const LevelsSweep& panel, int64_t threads);
+
 }  // namespace arb
