@@ -95,7 +95,9 @@ def _solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None, backen
         if S is None:
             raise InputError("ARB-X needs S, the mean over sequences of X^T X")
         _check_square("S", S, m)
-    if backend in BACKENDS and solver_is_triton(backend, W.device, min(cfg.block_size, m)):
+    if cfg.has_levels and backend == "triton":
+        raise InputError("method 'arb-levels' has no Triton solver: use backend='torch' on this device")
+    if backend in BACKENDS and not cfg.has_levels and solver_is_triton(backend, W.device, min(cfg.block_size, m)):
         from ..triton_kernels.solve import solve_batch  # here, because it imports this folder, and Triton
 
         return solve_batch([W], [factor], cfg, None if S is None else [S])[0]
