@@ -47,7 +47,7 @@ class FolderInfo:
 
     Attributes:
         layouts: module name -> layout as a JSON object.
-        ties, embeddings, quant_config, extra, producer: as in header.Header.
+        ties, embeddings, tables, quant_config, extra, producer: as in header.Header.
         format_version: the oldest that knows everything in use.
     """
 
@@ -55,19 +55,15 @@ class FolderInfo:
     layouts: dict[str, Any]
     ties: dict[str, str] = field(default_factory=dict)
     embeddings: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     quant_config: QuantConfig | None = None
     extra: Any = None
     producer: str = PRODUCER
 
-    @property
-    def shared_modules(self) -> dict[str, str]:
-        """Module name -> the packed module it is the same as."""
-        return {name: source for name, source in self.ties.items() if source in self.layouts}
-
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["embeddings"] = sorted(self.embeddings)
+        values["embeddings"], values["tables"] = sorted(self.embeddings), sorted(self.tables)
         values["quant_config"] = None if self.quant_config is None else self.quant_config.to_dict()
         return values
 
@@ -92,6 +88,7 @@ class FolderInfo:
             layouts={name: layout.to_dict() for name, layout in header.layouts.items()},
             ties=header.ties,
             embeddings=header.embeddings,
+            tables=header.tables,
             quant_config=header.quant_config,
             extra=header.extra,
             producer=header.producer,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .errors import FormatError, InputError
 from .folder import METHOD, FolderInfo, guards, shapes_of
 from .linear import X_DTYPES, ARBLinear
 from .packed import PARTS, Layout, PackedWeight
+from .table import EXACT, make_table
 
 
 class ARBConfig(QuantizationConfigMixin):
@@ -85,7 +86,7 @@ class ARBQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: ARBConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._shared: dict[str, str] = {}  # module -> the packed module it is the same as
+        self._shared: dict[str, str] = {}  # module or tensor of the model -> the one it is the same as
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         if dtype not in X_DTYPES:
@@ -110,14 +111,20 @@ class ARBQuantizer(HfQuantizer):
             raise InputError("a packed model is loaded from its safetensors files; state_dict= is not supported")
         stored = shapes_of(checkpoint_files)
         names = _Names(model, stored)
-        for name, values in info.layouts.items():
+        for name, layout in info.layouts.items():
             module = names.module(name)
-            layer = _empty_layer(name, Layout.from_dict(values, name), stored, model.get_submodule(module))
+            layer = _empty_layer(name, Layout.from_dict(layout, name), stored, model.get_submodule(module))
             model.set_submodule(module, layer)
-        self._shared = {names.module(name): names.module(source) for name, source in info.shared_modules.items()}
-        for name in self._shared:
-            model.set_submodule(name, nn.Identity())  # nothing to load here
-        names.compare()
+        for name in info.tables:
+            module = names.module(name)
+            model.set_submodule(module, _empty_table(name, stored, info.ties, model.get_submodule(module)))
+        for name, source in info.ties.items():
+            if source in info.layouts:
+                self._shared[names.module(name)] = names.module(source)
+                model.set_submodule(names.module(name), nn.Identity())  # nothing to load here
+            else:
+                self._shared[names.tensor(name)] = names.tensor(source)
+        names.compare(self._shared)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         if not self.pre_quantized:
@@ -127,7 +134,9 @@ class ARBQuantizer(HfQuantizer):
                 module.packed.validate(name, finite=False)
                 module.refresh()
         for name, source in self._shared.items():
-            model.set_submodule(name, model.get_submodule(source))
+            owner, leaf = name.rpartition(".")[::2]
+            other, other_leaf = source.rpartition(".")[::2]
+            setattr(model.get_submodule(owner), leaf, getattr(model.get_submodule(other), other_leaf))
         return model
 
     def _quantize(self, model: Any) -> Any:
@@ -224,11 +233,19 @@ class _Names:
                 return other
         raise FormatError(f"packed weight {name}: {type(self.model).__name__} has no module of this name")
 
-    def compare(self) -> None:
+    def tensor(self, name: str) -> str:
+        """The model's name of a stored tensor."""
+        owner, _, leaf = name.rpartition(".")
+        return f"{self.module(owner)}.{leaf}"
+
+    def compare(self, shared: Mapping[str, str]) -> None:
         """Every tensor of the model must be stored, and the other way round. Raises FormatError naming the first."""
         wanted = set(self.model.state_dict())
         absent = {name for name in wanted if not self._candidates(name) & self.stored.keys()}
-        absent -= set(self.model.all_tied_weights_keys)
+        ties = self.model.all_tied_weights_keys  # of parameters, which an 8-bit table has none of
+        for name in [name for name in ties if name.removesuffix(".weight") + ".codes" in wanted]:
+            del ties[name]
+        absent -= ties.keys() | shared.keys()
         if absent:
             raise FormatError(f"{len(absent)} tensors are missing, such as {min(absent)}; get the folder again")
         known = {other for name in wanted for other in self._candidates(name)}
@@ -239,10 +256,14 @@ class _Names:
         if extra and not headless:
             name = type(self.model).__name__
             raise FormatError(f"{name} has no place for {len(extra)} stored tensors, such as {min(extra)}")
-        ignored = {rf"^{re.escape(name)}$" for name in empty}
-        before = self.model._keys_to_ignore_on_load_unexpected
+        self._ignore("_keys_to_ignore_on_load_unexpected", empty)
+        self._ignore("_keys_to_ignore_on_load_missing", shared)
+
+    def _ignore(self, attribute: str, names: Iterable[str]) -> None:
+        """Tell transformers not to warn about these tensors."""
+        before = getattr(self.model, attribute)
         kind = set if isinstance(before, set) else list  # a list, or None, in the first releases of transformers 5
-        self.model._keys_to_ignore_on_load_unexpected = kind([*(before or ()), *ignored])
+        setattr(self.model, attribute, kind([*(before or ()), *(rf"^{re.escape(name)}$" for name in names)]))
 
     def _candidates(self, name: str) -> set[str]:
         return {name, name.removeprefix(self.prefix), self.prefix + name}
@@ -263,6 +284,25 @@ def _empty_layer(name: str, layout: Layout, stored: Mapping[str, tuple[torch.dty
     if missing:
         raise FormatError(f"packed weight {name}: tensor {name}.{missing[0]} is missing; get the folder again")
     return ARBLinear(PackedWeight(layout=layout, **parts), old.bias)
+
+
+def _empty_table(
+    name: str, stored: Mapping[str, tuple[torch.dtype, Any]], ties: Mapping[str, str], old: nn.Module
+) -> nn.Module:
+    """An 8-bit table on the meta device in place of the nn.Embedding or nn.Linear `old`."""
+    parts = [ties.get(key, key) for key in (f"{name}.codes", f"{name}.scale")]
+    absent = [key for key in parts if key not in stored]
+    if absent:
+        raise FormatError(f"8-bit table {name}: tensor {absent[0]} is missing; get the folder again")
+    if type(old) not in EXACT:
+        raise FormatError(f"8-bit table {name}: the model has {type(old).__name__} there, no nn.Embedding or nn.Linear")
+    weight: Any = old.weight
+    (code_type, shape), (_, rows) = (stored[key] for key in parts)
+    if tuple(shape) != tuple(weight.shape) or tuple(rows) != (shape[0],) or code_type != torch.int8:
+        raise FormatError(f"8-bit table {name}: {code_type} {list(shape)}, the model has {list(weight.shape)} there")
+    codes = torch.empty(shape, dtype=torch.int8, device="meta")
+    scale = torch.empty(rows, dtype=weight.dtype, device="meta")
+    return make_table(old, codes, scale, getattr(old, "bias", None))
 
 
 if METHOD not in AUTO_QUANTIZER_MAPPING:

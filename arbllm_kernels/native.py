@@ -17,13 +17,28 @@ from torch import Tensor
 
 from .errors import InputError
 
-try:
-    extension: Any = importlib.import_module("._native", __package__)
-except ImportError as error:
-    raise ImportError(
-        f"the native extension of arbllm_kernels cannot be loaded ({error}): build it with `pip install .` or, in a "
-        "checkout, `pip install -e . --no-build-isolation` (needs a C++20 compiler)"
-    ) from error
+
+class _Missing:
+    """Stands in for an extension that is not there, so that `python -m arbllm_kernels.info` can still say so."""
+
+    def __init__(self, error: ImportError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(
+            f"the native extension of arbllm_kernels cannot be loaded ({self._error}): build it with `pip install .` "
+            "or, in a checkout, `pip install -e . --no-build-isolation` (needs a C++20 compiler)"
+        )
+
+
+def _load() -> Any:
+    try:
+        return importlib.import_module("._native", __package__)
+    except ImportError as error:
+        return _Missing(error)
+
+
+extension: Any = _load()
 
 
 def available_isas() -> dict[str, bool]:

@@ -116,6 +116,26 @@ def test_format_version_2(tmp_path: Path) -> None:
             assert torch.equal(again.get_submodule(name).order, module.order)
 
 
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt-neox"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_8_bit_embeddings(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    model = packed(name)
+    assert len(arb.round_embeddings(model)) == 2
+    model.save_pretrained(tmp_path / "m")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=dtype)
+    head, embedding = again.get_output_embeddings(), again.get_input_embeddings()
+    assert torch.equal(head.codes, model.get_output_embeddings().codes) and head.scale.dtype == dtype
+    assert (head.codes is embedding.codes) == (name == "llama-tied")
+    if dtype == torch.float32:
+        assert torch.equal(logits(again), logits(model))
+        again.save_pretrained(tmp_path / "n")
+        first, second = (everything(tmp_path / name) for name in "mn")
+        assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+        arb.convert(tmp_path / "m", tmp_path / "m.arb")
+        assert torch.equal(logits(arb.load(tmp_path / "m.arb")[0]), logits(model))
+    assert torch.isfinite(logits(again)).all()
+
+
 def test_parts_on_disk_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="on disk"):
         AutoModelForCausalLM.from_pretrained(folder, device_map={"model": "cpu", "lm_head": "disk"})

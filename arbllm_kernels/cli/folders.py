@@ -1,4 +1,4 @@
-"""Commands: convert, load-check."""
+"""Commands: convert, load-check, info."""
 
 from __future__ import annotations
 
@@ -57,3 +57,15 @@ def load_check(
         f"{path}: loads and runs. {found.model}, {found.weights} packed weights of {found.bits_per_weight:.3f} true "
         f"bits, {found.dense} dense tensors{without}"
     )
+
+
+@app.command()
+def info() -> None:
+    """Versions, processor, kernels: what a bug report needs.
+
+    \b
+    arbllm info
+    """
+    from ..info import main
+
+    main()

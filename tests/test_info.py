@@ -1,0 +1,45 @@
+"""The environment for bug reports, complete or with parts missing."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+from test_cli import run
+
+from arbllm_kernels import info, native
+
+
+def test_it_names_everything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    values = info.environment()
+    assert values["TRITON_INTERPRET"] == "1" and values["torch"] == importlib.import_module("torch").__version__
+    assert native.active_isa() in values["CPU kernels"]
+    text = run(capsys, "info")
+    assert all(f"{name} " in text and value in text for name, value in values.items())
+
+
+def test_a_package_that_is_absent_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(info, "PACKAGES", ("surely-no-such-package",))
+    assert info.environment()["surely-no-such-package"] == "not installed"
+
+
+def test_it_runs_without_extension_and_torch_cuda() -> None:
+    code = """
+import sys
+sys.modules["arbllm_kernels._native"] = None  # as if it had never been built
+sys.argv = ["info"]
+import runpy
+runpy.run_module("arbllm_kernels.info", run_name="__main__")
+import torch, arbllm_kernels
+try:
+    arbllm_kernels.quantize_weight(torch.randn(4, 64), torch.eye(64))
+except ImportError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "unusable: ImportError: the native extension" in result.stdout
+    assert result.stdout.rstrip().endswith("(needs a C++20 compiler)")
