@@ -1,17 +1,89 @@
-"""Which kernel serves a CUDA tensor: the one place that decides. Imports Triton only when asked for it.
+"""Which kernel serves a CUDA tensor: the one place that decides. Imports Triton and CUDA kernels only when asked.
 
-The solver: Triton, for blocks that fit its registers; else the plain torch path of methods/.
+    arb::linear, up to GEMV_BATCH rows of x    the CUDA extension's GEMV where it was built, else Triton's
+    arb::linear, more rows                     Triton's GEMM, else the CUDA extension
+    arb::linear_input_grad                     tiles of W are dequantized and multiplied by the library's GEMM
+    arb::dequantize                            the CUDA extension where it was built, else Triton
+    the solver                                 Triton, for blocks that fit its registers; else methods/ in plain torch
+
+Nothing here was ever executed on a GPU; docs/gpu-kernels.md says what was proved instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from . import cuda
 from .errors import InputError
 
+GEMV_BATCH = 8
 MAX_SOLVER_BLOCK = 256  # columns of a block that the solver kernels keep in registers
+TILE_WEIGHTS = 1 << 24  # weights per dequantized tile: 64 MB of float32
+
+
+def linear(x: Tensor, *args: Any) -> Tensor:
+    """arb::linear on a CUDA device. x: [..., m] of fp32, fp16 or bf16; args: ops.packed_args."""
+    rows, cols = args[-1][:2]
+    if x.shape[-1] != cols:
+        raise InputError(f"packed weight times {list(x.shape)}: the last dimension must be {cols}")
+    flat = x.reshape(-1, cols).contiguous()
+    few = flat.shape[0] <= GEMV_BATCH
+    with _current(x.device):
+        if flat.shape[0] == 0:
+            y = flat.new_empty(0, rows)
+        elif _has_cuda(x.device) and (few or not has_triton()):
+            y = cuda.linear(flat, *args)
+        else:
+            require_triton("arb.linear on a CUDA device")
+            from .triton_kernels.gemm import gemm
+            from .triton_kernels.gemv import gemv
+
+            y = gemv(flat, *args) if few else gemm(flat, *args)
+    return y.view(*x.shape[:-1], rows)
+
+
+def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
+    """arb::linear_input_grad on a CUDA device: dy [..., n] -> dy W, [..., m], summed in float32."""
+    rows, cols = args[-1][:2]
+    if dy.shape[-1] != rows:
+        raise InputError(f"packed weight times {list(dy.shape)}: the last dimension must be {rows}")
+    require_triton("the gradient of arb.linear on a CUDA device")
+    from .triton_kernels.dequantize import dequantize
+
+    flat = dy.reshape(-1, rows).float()
+    stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32, device=dy.device)
+    step = max(1, TILE_WEIGHTS // cols)
+    with _current(dy.device):
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            stored.addmm_(flat[:, first:last], dequantize(*args, first=first, last=last, stored=True))
+    dx = torch.empty_like(stored).index_copy_(1, args[-3].long(), stored)
+    return dx.to(dy.dtype).view(*dy.shape[:-1], cols)
+
+
+def dequantize(*args: Any) -> Tensor:
+    """arb::dequantize on a CUDA device: float32 [n, m]."""
+    with _current(args[0].device):
+        if _has_cuda(args[0].device):
+            return cuda.dequantize(*args)
+        require_triton("arb.dequantize on a CUDA device")
+        from .triton_kernels import dequantize as kernel
+
+        return kernel.dequantize(*args)
+
+
+def _has_cuda(device: torch.device) -> bool:
+    return device.type == "cuda" and cuda.available(device)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Triton starts kernels on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def has_triton() -> bool:

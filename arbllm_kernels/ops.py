@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import gpu
 from .errors import InputError
 from .native import activations, extension
 from .packed import Layout, PackedWeight
@@ -174,6 +175,7 @@ def _dequantize_cpu(*args: Any) -> Tensor:
 # The one table of implementations, by device type: (linear, linear_input_grad, dequantize).
 IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]] = {
     "cpu": (_linear_cpu, _linear_input_grad_cpu, _dequantize_cpu),
+    "cuda": (gpu.linear, gpu.linear_input_grad, gpu.dequantize),
 }
 
 
@@ -234,7 +236,7 @@ def _linear_input_grad_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, .
 
 _LIBRARY = torch.library.Library("arb", "DEF")
 _FAKES = {"linear": _linear_fake, "linear_input_grad": _linear_input_grad_fake, "dequantize": _dequantize_fake}
-_UNSUPPORTED_KEYS = ("CUDA", "MPS", "XPU")
+_UNSUPPORTED_KEYS = ("MPS", "XPU")
 
 
 def _unsupported(name: str) -> Callable[..., Tensor]:

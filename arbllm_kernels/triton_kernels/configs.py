@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 
 from ..errors import InputError
@@ -38,6 +39,21 @@ class RowConfig:
         return {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": self.fusion}
 
 
+@dataclass(frozen=True)
+class ProductConfig:
+    """A product kernel: tiles of `rows` rows of W, and of `x_rows` rows of x where it uses tensor cores."""
+
+    rows: int
+    num_warps: int
+    x_rows: int = 1
+    num_stages: int = 2
+    fusion: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fusion}
+
+
 SENSITIVITY = RowConfig(rows=16, num_warps=4, max_parts=256, fusion=False)
 SEARCH = RowConfig(rows=16, num_warps=4)
 OUTPUT_SEARCH = RowConfig(rows=16, num_warps=4)
@@ -46,6 +62,19 @@ ROUNDING = RowConfig(rows=16, num_warps=4, max_parts=256, fusion=False)
 ARB = RowConfig(rows=16, num_warps=4)
 ARB_X = RowConfig(rows=16, num_warps=4)
 ARB_RC = RowConfig(rows=16, num_warps=4, max_parts=64, parts_at_once=16)
+
+DEQUANTIZE = ProductConfig(rows=16, num_warps=4, num_stages=1, fusion=False)
+GEMV = ProductConfig(rows=8, num_warps=4)
+GEMM_FEW = ProductConfig(rows=64, x_rows=16, num_warps=4)
+GEMM_MANY = ProductConfig(rows=64, x_rows=64, num_warps=4)
+GEMM_MANY_FP32 = ProductConfig(rows=64, x_rows=32, num_warps=4)
+
+
+def gemm_config(batch: int, dtype: torch.dtype) -> ProductConfig:
+    """The GEMM's tiles for `batch` rows of x."""
+    if batch <= GEMM_FEW.x_rows:
+        return GEMM_FEW
+    return GEMM_MANY_FP32 if dtype is torch.float32 else GEMM_MANY
 
 
 def column_tile(k: int) -> int:

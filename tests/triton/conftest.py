@@ -1,4 +1,4 @@
-"""Runs tests/triton/interpreted/ in one process of its own, under TRITON_INTERPRET=1, and reports every case here.
+"""Runs every file of tests/triton/interpreted/ in a process of its own, under TRITON_INTERPRET=1, and reports it here.
 
 Triton decides when a kernel is defined whether it is interpreted or compiled, so both cannot live in one process.
 """
@@ -17,6 +17,8 @@ pytest.importorskip("triton.language", reason="triton is not installed")
 
 INTERPRETED = Path(__file__).parent / "interpreted"
 IN_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
+ChildRun = tuple[str, dict[str, list[pytest.TestReport]]]  # output, reports by test
+RESULTS = pytest.StashKey[dict[Path, ChildRun]]()
 REPORTS = "ARBLLM_TEST_REPORTS"  # in the child: the file to write reports to, one JSON object per line
 
 
@@ -30,20 +32,22 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     if IN_CHILD or INTERPRETED not in item.path.parents:
         return None
-    stash = item.config.__dict__.setdefault("_interpreted_reports", None)
-    if stash is None:
-        stash = item.config.__dict__["_interpreted_reports"] = _run_child(item)
+    by_file = item.config.stash.setdefault(RESULTS, {})
+    if item.path not in by_file:
+        by_file[item.path] = _run_child(item)
+    output, results = by_file[item.path]
+    reports = results.get(item.nodeid)
+    assert reports, f"{item.nodeid}: the interpreter process reported nothing:\n{output}"
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    reports = stash.get(item.nodeid)
-    assert reports, f"{item.nodeid}: the interpreter process reported nothing:\n{stash['output']}"
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
 
-def _run_child(item: pytest.Item) -> dict[str, object]:
-    nodes = [i.nodeid for i in item.session.items if INTERPRETED in i.path.parents]
+def _run_child(item: pytest.Item) -> ChildRun:
+    """Run the selected tests of the item's file."""
+    nodes = [i.nodeid for i in item.session.items if i.path == item.path]
     file = item.config._tmp_path_factory.mktemp("interpreted") / "reports"
     arguments = file.with_name("nodes")
     arguments.write_text("\n".join(nodes))
@@ -55,8 +59,8 @@ def _run_child(item: pytest.Item) -> dict[str, object]:
         text=True,
         check=False,
     )
-    reports: dict[str, object] = {"output": run.stdout[-4000:] + run.stderr[-4000:]}
+    reports: dict[str, list[pytest.TestReport]] = {}
     for line in file.read_text().splitlines() if file.exists() else []:
         report = pytest.TestReport._from_json(json.loads(line))
-        reports.setdefault(report.nodeid, []).append(report)  # type: ignore[attr-defined]
-    return reports
+        reports.setdefault(report.nodeid, []).append(report)
+    return run.stdout[-4000:] + run.stderr[-4000:], reports

@@ -1,0 +1,73 @@
+"""Dequantize, GEMV and GEMM kernels under the interpreter, on every layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import random_packed
+from products import LAYOUTS, assert_product
+
+from arbllm_kernels import InputError, gpu
+from arbllm_kernels.ops import packed_args
+from arbllm_kernels.triton_kernels.dequantize import dequantize
+from arbllm_kernels.triton_kernels.gemm import gemm
+from arbllm_kernels.triton_kernels.gemv import gemv
+
+
+def packed(name):
+    rows, cols, block, options = LAYOUTS[name]
+    return random_packed(rows, cols, block, **options)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_dequantize_has_the_bits_of_the_oracle(name):
+    pw = packed(name)
+    assert torch.equal(dequantize(*packed_args(pw)), pw.dequantize())
+    assert torch.equal(dequantize(*packed_args(pw), stored=True), pw.dequantize()[:, pw.order.long()])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_products_in_fp32(name):
+    pw = packed(name)
+    x = torch.randn(2, pw.layout.cols)
+    assert_product(gemv(x, *packed_args(pw)), x, pw, rounds_weights=False)
+    assert_product(gemm(x, *packed_args(pw)), x, pw, rounds_weights=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_gemv_in_half_precision(batch, dtype):
+    pw = packed("arb-rc + cgb")
+    x = torch.randn(batch, pw.layout.cols).to(dtype)
+    truncates = dtype is torch.bfloat16
+    assert_product(gemv(x, *packed_args(pw)), x, pw, rounds_weights=False, truncates=truncates)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])  # bfloat16: see tests/triton/test_compiled.py
+@pytest.mark.parametrize("batch", [5, 70])
+def test_gemm(batch, dtype):
+    pw = random_packed(70, 256, exponent=-3)
+    x = torch.randn(batch, 256).to(dtype)
+    assert_product(gemm(x, *packed_args(pw)), x, pw, rounds_weights=dtype is torch.float16)
+
+
+@pytest.mark.parametrize("batch", [(), (8,), (3, 3), (0,)])
+def test_gpu_linear_picks_by_batch(batch, monkeypatch):
+    pw = packed("one row")
+    x = torch.randn(*batch, pw.layout.cols)
+    y = gpu.linear(x, *packed_args(pw))
+    assert y.shape == (*batch, pw.layout.rows)
+    assert_product(y, x, pw, rounds_weights=False)
+    with pytest.raises(InputError, match="the last dimension must be 130"):
+        gpu.linear(torch.randn(3), *packed_args(pw))
+
+
+def test_gpu_input_grad_and_dequantize(monkeypatch):
+    monkeypatch.setattr(gpu, "TILE_WEIGHTS", 4 * 256)
+    pw = packed("arb-rc + cgb")
+    dy = torch.randn(2, 3, pw.layout.rows)
+    dense = gpu.dequantize(*packed_args(pw))
+    assert torch.equal(dense, pw.dequantize())
+    torch.testing.assert_close(gpu.linear_input_grad(dy, *packed_args(pw)), dy @ dense)
+    with pytest.raises(InputError, match="the last dimension must be 21"):
+        gpu.linear_input_grad(torch.randn(3), *packed_args(pw))

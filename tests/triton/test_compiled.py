@@ -1,0 +1,113 @@
+"""Every kernel as compiled for sm_80, executed on the CPU by ptxvm: numbers, bounds, shared-memory races, traffic.
+
+ptxvm is not part of this repository: it is looked for in $ARBLLM_PTXVM, then in ../shared beside the repository.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cases import assert_same_fit, block, expected
+from helpers import random_packed
+from products import LAYOUTS, assert_product
+
+from arbllm_kernels import QuantConfig
+from arbllm_kernels.methods import hessian_factor, solve
+from arbllm_kernels.methods.solve import BINARIZERS
+from arbllm_kernels.ops import packed_args
+from arbllm_kernels.triton_kernels.arb import refine_arb
+from arbllm_kernels.triton_kernels.arb_rc import refine_arb_rc
+from arbllm_kernels.triton_kernels.dequantize import dequantize
+from arbllm_kernels.triton_kernels.gemm import gemm
+from arbllm_kernels.triton_kernels.gemv import gemv
+from arbllm_kernels.triton_kernels.launch import launched_by
+from arbllm_kernels.triton_kernels.solve import solve_batch
+
+PLACES = [os.environ.get("ARBLLM_PTXVM", ""), str(Path(__file__).resolve().parents[3] / "shared")]
+FOUND = next((place for place in PLACES if place and (Path(place) / "ptxvm").is_dir()), None)
+pytestmark = pytest.mark.skipif(FOUND is None, reason=f"ptxvm, which runs PTX on the CPU, is not in {PLACES[1]}")
+
+
+@pytest.fixture
+def launches() -> Iterator[list[tuple[str, object]]]:
+    """Kernels run compiled, with every check of ptxvm on; the list collects (kernel, what ptxvm saw)."""
+    assert FOUND is not None
+    sys.path.append(FOUND)
+    import ptxvm
+
+    seen: list[tuple[str, object]] = []
+
+    def run(kernel, grid, *args, **options):
+        result = ptxvm.triton_launch(kernel, grid, *args, **options)
+        assert not result.warnings, result.warnings
+        seen.append((kernel.__name__, result))
+
+    with launched_by(run):
+        yield seen
+    sys.path.remove(FOUND)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_arb_rc(launches, order):
+    weight, zone = block(2, 37, 48)
+    found = refine_arb_rc(weight, zone, 4, 2, order, 2)
+    assert len(launches) == (7 if order == 2 else 4)
+    assert_same_fit(found, zone, weight, *expected(BINARIZERS["arb-rc"], weight, zone, 4, 2, order, 2))
+
+
+@pytest.mark.parametrize("method", ["arb", "arb-x"])
+def test_arb(launches, method):
+    weight, zone = block(2, 19, 40)
+    x = torch.randn(2, 99, 40) + 0.3
+    S = x.transpose(1, 2) @ x if method == "arb-x" else None
+    found = refine_arb(weight, zone, 4, 2, 2, 4, S)
+    assert [name for name, _ in launches] == ["arb_fit"]
+    assert_same_fit(found, zone, weight, *expected(BINARIZERS[method], weight, zone, 4, 2, 2, 4, S))
+
+
+@pytest.mark.parametrize("method", ["arb-rc", "arb-x"])
+def test_solver(launches, method):
+    cfg = QuantConfig(method=method, block_size=32, max_salient=6, thresholds=7, iters=2)
+    x = torch.randn(200, 56)
+    W, H = torch.randn(19, 56) * torch.rand(56).add(0.3), x.T @ x
+    factor = hessian_factor(H, cfg.damp)
+    ((found, loss),) = solve_batch([W], [factor], cfg, [H])
+    expected_weight, expected_loss = solve(W, factor, cfg, H, backend="torch")
+    assert torch.equal(found.salient, expected_weight.salient)
+    assert torch.equal(found.group, expected_weight.group)
+    torch.testing.assert_close(found.dequantize(), expected_weight.dequantize(), rtol=2**-10, atol=2**-10 * 4)
+    assert loss == pytest.approx(expected_loss, rel=1e-3)
+    judged = {"output_gain_kernel"} if method == "arb-x" else set()
+    refined = "arb_fit" if method == "arb-x" else "arb_rc_pass"
+    assert {name for name, _ in launches} == judged | {
+        *("sensitivity_pass", "rank_columns", "candidate_gains", "columns_kernel", "magnitudes"),
+        *("quantile_thresholds", "split_kernel", refined, "rounding_pass"),
+    }
+
+
+@pytest.mark.parametrize("name", ["arb-rc + cgb", "means and four groups", "coded row scales", "explicit order"])
+def test_dequantize(launches, name):
+    rows, cols, size, options = LAYOUTS[name]
+    pw = random_packed(rows, cols, size, **options)
+    assert torch.equal(dequantize(*packed_args(pw)), pw.dequantize())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gemv(launches, dtype):
+    pw = random_packed(21, 256)
+    x = torch.randn(3, 256).to(dtype)
+    assert_product(gemv(x, *packed_args(pw)), x, pw, rounds_weights=False)
+    (_, result), once = launches[0], pw.sign.nbytes + pw.group.nbytes + pw.second.nbytes
+    assert result.global_footprint_read_bytes >= once, "every bit of the weight is read"
+
+
+@pytest.mark.parametrize(("batch", "dtype"), [(3, torch.float16), (70, torch.bfloat16), (40, torch.float32)])
+def test_gemm(launches, batch, dtype):
+    pw = random_packed(37, 200, 128, coded=True, shared=True, ordered=True)
+    x = torch.randn(batch, 200).to(dtype)
+    assert_product(gemm(x, *packed_args(pw)), x, pw, rounds_weights=dtype is not torch.float32)
