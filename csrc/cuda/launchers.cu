@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kMaxDim = 1 << 24;  // arb/packed.h
 constexpr int64_t kMaxBlock = 65536;
+constexpr int64_t kMaxSecondWords = int64_t{1} << 31;
 constexpr int64_t kMaxBatch = 65535;
 constexpr int kMaxGrid = 1 << 16;
 constexpr int kWarpsPerProcessor = 12;  // so many warps in flight hide the memory's latency; docs/gpu-kernels.md
@@ -125,43 +126,54 @@ const char* make_weight(const arb_cuda_weight* from, Weight& w) {
     return nullptr;
 }
 
-// The tensor-core kernel takes units of 128 columns within a block, and means only where there are no column scales.
+// The tensor-core kernel takes units of 128 columns within a block, columns in pairs, and means only where there are no
+// column scales.
 bool is_fast(const Weight& w) {
     const bool units = w.block_size % kUnit == 0 || w.blocks == 1;
-    return units && w.groups <= 2 && (w.mean == nullptr || w.col_scale == nullptr);
+    const bool pairs = w.cols % 2 == 0 && aligned(w.order, 8) && aligned(w.col_scale, 2 * type_bytes(w.scale_type));
+    return units && pairs && w.second_words < kMaxSecondWords && w.groups <= 2 &&
+           (w.mean == nullptr || w.col_scale == nullptr);
 }
 
 bool is_x_type(int64_t type) { return type == ARB_F32 || type == ARB_F16 || type == ARB_BF16; }
 
 int parts_of(int64_t x_type) { return x_type == ARB_F32 ? 3 : 2; }
 
+// Warps, and so rows, per block of threads: the more, the fewer prepare the same activations.
+int warps_of(const Weight& w, const Device& device) {
+    const int64_t blocks = divide_up(w.rows, kManyWarps * kWarpRows) * divide_up(w.cols, kChunk);
+    return blocks >= device.processors ? kManyWarps : kFewWarps;
+}
+
 // Splits of the columns among blocks of threads. They depend on shape and device alone, so that a row of y does not
 // depend on the batch.
 int splits_of(const Weight& w, const Device& device) {
-    const int64_t tiles = divide_up(w.rows, kRowTile);
-    const int64_t most = divide_up(divide_up(w.cols, kSpan), kGemvWarps);
-    const int64_t wanted = divide_up(static_cast<int64_t>(device.processors) * kWarpsPerProcessor, tiles * kGemvWarps);
-    return static_cast<int>(wanted < most ? wanted : most);
+    const int64_t warps = divide_up(w.rows, kWarpRows), chunks = divide_up(w.cols, kChunk);
+    const int64_t wanted = divide_up(static_cast<int64_t>(device.processors) * kWarpsPerProcessor, warps);
+    const int64_t each = chunks / (wanted > 1 ? wanted : 1);  // chunks per block of threads
+    return static_cast<int>(each > 1 ? divide_up(chunks, each) : chunks);
 }
 
 template <int kGroups, int kTiles, bool kMeans>
-const char* start_gemv(GemvJob job, int splits, void* stream) {
-    job.slice = kSlots * kTiles / job.parts;
-    job.stages = divide_up(job.w.cols, kSpan) > splits * kGemvWarps ? 2 : 1;
-    const dim3 grid(static_cast<unsigned>(divide_up(job.w.rows, kRowTile)), static_cast<unsigned>(splits),
+const char* start_gemv(GemvJob job, int splits, int warps, void* stream) {
+    job.slice = job.parts == 3 ? kTiles : 2 * kTiles;
+    job.stages = divide_up(job.w.cols, kChunk) > splits ? 2 : 1;
+    const dim3 grid(static_cast<unsigned>(divide_up(job.w.rows, warps * kWarpRows)), static_cast<unsigned>(splits),
                     static_cast<unsigned>(divide_up(job.batch, job.slice)));
-    const int warp_bytes = gemv_warp_bytes<kGroups, kTiles>(job.w.has_second, job.stages);
-    return launch(gemv_kernel<kGroups, kTiles, kMeans>, grid, kGemvWarps * 32, kGemvWarps * warp_bytes, stream, job);
+    const int bytes = gemv_bytes<kGroups, kTiles>(job.w.has_second, job.stages, warps);
+    return launch(gemv_kernel<kGroups, kTiles, kMeans>, grid, warps * 32, bytes, stream, job);
 }
 
-const char* start_gemv(const GemvJob& job, int splits, void* stream) {
+const char* start_gemv(const GemvJob& job, int splits, int warps, void* stream) {
     const bool means = job.w.mean != nullptr;
     if (job.w.groups == 1) {
-        return means ? start_gemv<1, 1, true>(job, splits, stream) : start_gemv<1, 1, false>(job, splits, stream);
+        return means ? start_gemv<1, 1, true>(job, splits, warps, stream)
+                     : start_gemv<1, 1, false>(job, splits, warps, stream);
     }
-    if (means) return start_gemv<2, 1, true>(job, splits, stream);
-    const bool one = job.batch <= kSlots / job.parts;
-    return one ? start_gemv<2, 1, false>(job, splits, stream) : start_gemv<2, 2, false>(job, splits, stream);
+    if (means) return start_gemv<2, 1, true>(job, splits, warps, stream);
+    const bool one = job.batch <= (job.parts == 3 ? 1 : 2);
+    return one ? start_gemv<2, 1, false>(job, splits, warps, stream)
+               : start_gemv<2, 2, false>(job, splits, warps, stream);
 }
 
 const char* start_plain(const Weight& w, const void* x, int64_t x_type, int64_t batch, void* y, void* stream) {
@@ -234,7 +246,7 @@ extern "C" int arb_cuda_linear(const arb_cuda_weight* weight, const void* x, int
     job.batch = static_cast<int>(batch);
     job.parts = parts_of(x_type);
     job.wide = w.words % 4 == 0 && aligned(w.sign, 16) && aligned(w.group, 16);
-    if (const char* wrong = start_gemv(job, splits, stream)) return broken(wrong);
+    if (const char* wrong = start_gemv(job, splits, warps_of(w, device), stream)) return broken(wrong);
     if (splits == 1) return ARB_CUDA_OK;
     const int64_t count = batch * w.rows;
     const char* wrong = launch(finish_kernel, dim3(static_cast<unsigned>(divide_up(count, 256)), 1, 1), 256, 0, stream,

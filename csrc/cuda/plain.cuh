@@ -38,7 +38,7 @@ __device__ __forceinline__ void for_each_weight(const Weight& w, int row, Use us
     if (w.has_second) p.total = salient_between(w, 0, w.blocks);
     for (; p.at < w.cols; p.at += 32) {
         find_block(w, p);
-        use(column_of(w, p.at), weight_value(w, row, p));
+        use(clamped_column(w, w.order[p.at]), weight_value(w, row, p));
     }
 }
 

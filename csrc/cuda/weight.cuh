@@ -36,6 +36,10 @@ __device__ __forceinline__ float load_scale(const void* data, int type, int64_t 
     return type == ARB_F16 ? from_half(static_cast<const uint16_t*>(data)[at]) : static_cast<const float*>(data)[at];
 }
 
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(uint16_t half) { return from_half(half); }
+__device__ __forceinline__ float to_float(uint8_t value) { return static_cast<float>(value); }
+
 // What a row's entries are multiplied by before anything else: 2^exponent, or with 8-bit scales the row's base * that.
 __device__ __forceinline__ float row_factor(const Weight& w, int row) {
     return w.row_scale_type == ARB_U8 ? mul(load_scale(w.row_base, w.scale_type, row), w.factor) : w.factor;
@@ -57,8 +61,9 @@ __device__ __forceinline__ int salient_count(const Weight& w, int block) {
 }
 
 // Salient columns of blocks begin..end-1; all lanes of a warp call this together and get the same answer.
-__device__ inline int64_t salient_between(const Weight& w, int begin, int end) {
-    int64_t sum = 0;
+__device__ __forceinline__ int salient_between(const Weight& w, int begin, int end) {
+    int sum = 0;
+#pragma unroll 1
     for (int b = begin + static_cast<int>(threadIdx.x % 32); b < end; b += 32) sum += salient_count(w, b);
     for (int step = 16; step > 0; step /= 2) sum += shuffle_xor(sum, step);
     return sum;
@@ -68,11 +73,11 @@ __device__ __forceinline__ bool bit_at(const uint32_t* plane, int64_t bit) { ret
 
 // A storage position, with what its block says about it.
 struct Position {
-    int at;         // 0 .. m-1
-    int block;      //
-    int first;      // position where the block begins
-    int64_t seen;   // salient columns of all blocks before it
-    int64_t total;  // salient columns of the whole matrix
+    int at;     // 0 .. m-1
+    int block;  //
+    int first;  // position where the block begins
+    int seen;   // salient columns of all blocks before it
+    int total;  // salient columns of the whole matrix
 };
 
 // The block of p.at, which lies at or after p.block.
@@ -84,9 +89,9 @@ __device__ __forceinline__ void find_block(const Weight& w, Position& p) {
     }
 }
 
-__device__ __forceinline__ int column_of(const Weight& w, int position) {
-    const auto column = static_cast<uint32_t>(w.order[position]);
-    return column < static_cast<uint32_t>(w.cols) ? static_cast<int>(column) : w.cols - 1;
+__device__ __forceinline__ int clamped_column(const Weight& w, int column) {
+    const auto last = static_cast<uint32_t>(w.cols - 1), c = static_cast<uint32_t>(column);
+    return static_cast<int>(c < last ? c : last);
 }
 
 __device__ __forceinline__ float col_scale(const Weight& w, int group, int position) {
@@ -95,9 +100,9 @@ __device__ __forceinline__ float col_scale(const Weight& w, int group, int posit
 }
 
 // The second plane's column scale; `seen` is the column's number among all salient columns.
-__device__ __forceinline__ float col_scale2(const Weight& w, int group, int position, int64_t seen, int64_t total) {
+__device__ __forceinline__ float col_scale2(const Weight& w, int group, int position, int seen, int total) {
     if (w.shared_columns) return col_scale(w, 0, position);
-    const int64_t at = group * total + seen;
+    const int64_t at = static_cast<int64_t>(group) * total + seen;
     return load_scale(w.col_scale2, w.scale_type, at < w.col_scale2_length ? at : w.col_scale2_length - 1);
 }
 
@@ -117,7 +122,7 @@ __device__ inline float weight_value(const Weight& w, int row, const Position& p
     if (w.col_scale != nullptr) value = mul(value, col_scale(w, group, p.at));
     if (!bit_at(w.sign + line * w.words, p.at)) value = -value;
     if (salient && w.has_second) {
-        const int64_t seen = p.seen + (p.at - p.first);
+        const int seen = p.seen + (p.at - p.first);
         float value2 = mul(load_row_scale(w, scales + first + 1), factor);
         if (w.col_scale != nullptr) value2 = mul(value2, col_scale2(w, group, p.at, seen, p.total));
         const int64_t bit = line * p.total + seen;

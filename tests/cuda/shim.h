@@ -30,11 +30,48 @@ struct dim3 {
 struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(8) int2 {
+    int x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+#ifdef __SANITIZE_THREAD__
+extern "C" {
+void AnnotateIgnoreSyncBegin(const char*, int);
+void AnnotateIgnoreSyncEnd(const char*, int);
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
+#endif
+
 namespace shim {
+
+// Between its construction and its end ThreadSanitizer sees neither this thread's accesses nor its barriers.
+struct Hidden {
+#ifdef __SANITIZE_THREAD__
+    Hidden() {
+        AnnotateIgnoreSyncBegin(__FILE__, __LINE__);
+        AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+        AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+    }
+    ~Hidden() {
+        AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+        AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+        AnnotateIgnoreSyncEnd(__FILE__, __LINE__);
+    }
+#else
+    Hidden() {}
+#endif
+};
 
 class Barrier {
   public:
@@ -79,6 +116,7 @@ inline Warp& warp() { return *block->warps[threadIdx.x / 32]; }
 // Every lane offers `mine`; read(lanes) then sees all of them.
 template <typename Read>
 auto exchange(const Exchange& mine, Read read) {
+    const Hidden hidden;
     Warp& w = warp();
     w.lanes[threadIdx.x % 32] = mine;
     w.exchanging.wait();

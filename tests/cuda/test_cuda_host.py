@@ -20,9 +20,9 @@ BILLM = {"mean": True, "col_scale": False, "salient_groups": 1}
 # name -> (batch, dtype of x, rows, cols, keywords of random_packed)
 CASES = {
     "arb-rc+cgb": (1, torch.float32, 70, 300, {}),
-    "several splits, two spans": (2, torch.float16, 64, 1537, {"block_size": 256, "salient": 0.1}),
+    "three chunks": (2, torch.float16, 40, 1154, {"block_size": 256, "salient": 0.1}),
     "no groups": (3, torch.bfloat16, 5, 130, {"groups": 1, "salient_order": 1}),
-    "no groups, order 2": (1, torch.float32, 17, 129, {"groups": 1}),
+    "no groups, order 2": (1, torch.float32, 17, 128, {"groups": 1}),
     "billm": (1, torch.float32, 33, 200, BILLM),
     "means, groups among salient": (2, torch.float16, 20, 256, {"mean": True, "col_scale": False}),
     "means without groups": (1, torch.float32, 9, 190, {"mean": True, "col_scale": False, "groups": 1}),
@@ -30,7 +30,7 @@ CASES = {
     "no column scales": (2, torch.float32, 8, 128, {"col_scale": False}),
     "nothing salient": (1, torch.float16, 12, 256, {"salient": 0.0}),
     "all salient": (4, torch.float16, 40, 384, {"salient": 1.0}),
-    "one block of 37": (1, torch.float32, 3, 37, {"block_size": 64}),
+    "one block of 38": (1, torch.float32, 3, 38, {"block_size": 64}),
     "salient without groups": (1, torch.float32, 24, 256, {"salient_groups": 1}),
     "batch 8": (8, torch.bfloat16, 10, 128, {}),
     "batch 5 in float32": (5, torch.float32, 10, 140, {}),
@@ -39,6 +39,7 @@ CASES = {
         {"block_size": 256, "shared": True, "coded": True, "ordered": True},
     ),
     "8-bit row scales, all salient": (2, torch.float16, 6, 256, {"shared": True, "coded": True, "salient": 1.0}),
+    "plain: odd columns": (1, torch.float16, 9, 257, {}),
     "plain: block 37": (2, torch.float32, 11, 100, {"block_size": 37}),
     "plain: block 1": (1, torch.float32, 4, 70, {"block_size": 1}),
     "plain: four groups": (5, torch.float16, 9, 150, {"groups": 4}),
@@ -87,10 +88,16 @@ def test_rows_do_not_depend_on_the_batch(program: Path) -> None:
     assert torch.equal(whole.y, torch.cat([one.y for one in single]))
 
 
-def test_splits_change_nothing_but_rounding(program: Path) -> None:
-    pw, x = make_case("several splits, two spans")
-    for processors in ("1", "100"):
+def test_splits_and_warps_change_nothing_but_rounding(program: Path) -> None:
+    pw, x = make_case("three chunks")
+    for processors in ("1", "100"):  # 8 and 4 warps per block of threads
         check(pw, x, run(program, [(pw, x)], SHIM_PROCESSORS=processors)[0])
+
+
+def test_one_block_of_threads_for_all_columns(program: Path) -> None:
+    pw = random_packed(400, 1152, 128)
+    x = torch.randn(1, 1152)
+    check(pw, x, run(program, [(pw, x)], SHIM_PROCESSORS="1")[0])
 
 
 @pytest.mark.parametrize("rows, length", [(1, 1), (3, 64), (2, 65), (5, 200)])

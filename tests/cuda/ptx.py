@@ -1,0 +1,106 @@
+"""Runs the PTX that nvcc makes of csrc/cuda for sm_80 on the CPU, with ptxvm, and says why where that is impossible.
+
+ptxvm is not part of this repository: its folder is found in $ARBLLM_PTXVM or in ../shared beside the checkout.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from host import ROOT, SOURCE
+from torch import Tensor
+
+from arbllm_kernels.cuda import TYPES
+from arbllm_kernels.ops import packed_args
+from arbllm_kernels.packed import PackedWeight
+
+WARP_ROWS, CHUNK = 32, 512  # gemv.cuh
+WEIGHT_FORMAT = " ".join(["P"] * 10 + ["q"] * 2 + ["f"] + ["i"] * 13)
+
+
+def missing() -> str | None:
+    """Why the tests of this file cannot run; None where they can."""
+    if shutil.which("nvcc") is None:
+        return "needs nvcc on PATH"
+    if not (_folder() / "ptxvm" / "__init__.py").exists():
+        return "needs ptxvm, in $ARBLLM_PTXVM or in ../shared beside the checkout"
+    return None
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("ARBLLM_PTXVM", ROOT.parent / "shared"))
+
+
+@functools.cache
+def module() -> Any:
+    """The compiled kernels."""
+    sys.path.insert(0, str(_folder()))
+    ptxvm = importlib.import_module("ptxvm")
+    flags = ["-std=c++17", "-O3", "-lineinfo", f"-I{ROOT / 'csrc' / 'include'}"]
+    return ptxvm, ptxvm.nvcc(str(SOURCE / "launchers.cu"), flags)
+
+
+def linear(pw: PackedWeight, x: Tensor, splits: int = 1, warps: int = 4, **options: Any) -> tuple[Tensor, Any]:
+    """y and ptxvm's counts for the tensor-core kernel, started as launchers.cu starts it."""
+    _, code = module()
+    batch, lay = x.shape[0], pw.layout
+    parts = 3 if x.dtype is torch.float32 else 2
+    means, tiles = pw.mean is not None, 1
+    if lay.groups == 2 and not means and batch > (1 if parts == 3 else 2):
+        tiles = 2
+    slice_ = tiles if parts == 3 else 2 * tiles
+    stages = 2 if -(-lay.cols // CHUNK) > splits else 1
+    y = torch.full((batch, lay.rows), math.nan, dtype=x.dtype)
+    partial = torch.full((splits, batch, lay.rows), math.nan)
+    second = pw.second.numel() > 0
+    shared = 4 * (16 + tiles * (4096 + 2048 * second)) + stages * warps * lay.groups * 2048
+    wide = lay.words % 4 == 0
+    job = struct(pw, " P P P i i i i i i", x, y, partial, TYPES[x.dtype], batch, parts, slice_, stages, int(wide))
+    name = f"gemv_kernelILi{lay.groups}ELi{tiles}ELb{int(means)}E"
+    grid = (-(-lay.rows // (warps * WARP_ROWS)), splits, -(-batch // slice_))
+    counts = code.launch(name, grid, warps * 32, [job], shared_bytes=shared, **options)
+    if splits > 1:
+        arguments = [partial, ("s32", splits), ("s64", y.numel()), y, ("s32", TYPES[x.dtype])]
+        code.launch("finish_kernel", -(-y.numel() // 256), 256, arguments)
+    return y, counts
+
+
+def plain_linear(pw: PackedWeight, x: Tensor) -> Tensor:
+    """y of the kernel for all other layouts."""
+    y = torch.full((x.shape[0], pw.shape[0]), math.nan, dtype=x.dtype)
+    arguments = [struct(pw, ""), x, ("s32", TYPES[x.dtype]), ("s32", x.shape[0]), y]
+    module()[1].launch("plain_gemv_kernel", (-(-pw.shape[0] // 8), -(-x.shape[0] // 4)), 256, arguments)
+    return y
+
+
+def dequantize(pw: PackedWeight) -> Tensor:
+    dense = torch.full(pw.shape, math.nan)
+    module()[1].launch("dequantize_kernel", -(-pw.shape[0] // 8), 256, [struct(pw, ""), dense])
+    return dense
+
+
+def struct(pw: PackedWeight, more: str, *values: Any) -> Any:
+    """The kernels' struct Weight, and what follows it in GemvJob."""
+    *buffers, sizes = packed_args(pw)
+    rows, cols, block_size, groups, salient_groups, salient_order, exponent, shared = sizes
+    scale = pw.row_scale.dtype if pw.row_base is None else pw.row_base.dtype
+    pointers = [t if t is not None and t.numel() else 0 for t in buffers]
+    return module()[0].Struct(
+        WEIGHT_FORMAT + more,
+        *pointers,
+        pw.second.numel(),
+        0 if pw.col_scale2 is None else pw.col_scale2.numel(),
+        2.0**exponent,
+        *(rows, cols, block_size, pw.layout.blocks, pw.layout.words),
+        *(groups, pw.layout.group_bits, salient_groups, salient_order),
+        *(shared, TYPES[scale], TYPES[pw.row_scale.dtype], int(pw.second.numel() > 0)),
+        *values,
+    )
