@@ -129,7 +129,7 @@ def _load_folder(path: Path, dtype: torch.dtype | None) -> tuple[nn.Module, Any]
 def generate_stream(
     model: Any,
     tokenizer: Any,
-    prompt: str,
+    prompt: str | list[dict[str, str]],
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     seed: int = 0,
@@ -139,8 +139,9 @@ def generate_stream(
     """Write text after `prompt`, piece by piece, until the model ends it or `max_new_tokens` are written.
 
     Args:
+        prompt: text, or a conversation as {"role": ..., "content": ...} messages, written out by the chat template.
         temperature: 0 takes the likeliest token, otherwise tokens are sampled with `seed`.
-        chat: send the prompt as a user message through the tokenizer's chat template.
+        chat: send a text as a user message through the tokenizer's chat template.
 
     Raises:
         InputError: empty prompt, a bad number, more tokens than the context holds, no chat template; and what the model
@@ -196,12 +197,12 @@ def _stream(
         raise failure[0]
 
 
-def _prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> dict[str, Tensor]:
-    if chat:
+def _prompt_ids(tokenizer: Any, prompt: str | list[dict[str, str]], chat: bool) -> dict[str, Tensor]:
+    if chat or not isinstance(prompt, str):
         if not getattr(tokenizer, "chat_template", None):
-            raise InputError("the model's tokenizer has no chat template; leave out --chat (chat=True)")
-        message = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            raise InputError("the model's tokenizer has no chat template; use arbllm generate without --chat")
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         encoded = tokenizer(text, return_tensors="pt", add_special_tokens=False)
     else:
         encoded = tokenizer(prompt, return_tensors="pt")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
 import pytest
 import tiny
 from safetensors.torch import load_file, save_file
+from typer.main import get_command
 
+import arbllm_kernels as arb
 from arbllm_kernels import cli
 
 
@@ -182,6 +185,37 @@ def test_convert_and_load_check(capsys, packed, tmp_path):
     assert code == 1 and "NAME=VALUE" in err
 
 
-@pytest.mark.parametrize("command", ["quantize", "eval", "generate", "inspect", "verify", "convert", "load-check"])
+def test_chat(capsys, packed, tmp_path, monkeypatch):
+    seen = []
+
+    def stream(model, tokenizer, messages, *arguments):
+        seen.append([dict(message) for message in messages])
+        yield from ("some ", "thing")
+
+    monkeypatch.setattr("arbllm_kernels.evaluate.generate_stream", stream)
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1\nw2\n/clear\nw3\n\nw4\n"))
+    assert run(capsys, "chat", packed, "--system", "w9") == "some thing\n" * 3
+    first, second, third = ([message["content"] for message in messages] for messages in seen)
+    assert first == ["w9", "w1"] and second == ["w9", "w1", "some thing", "w2"] and third == ["w9", "w3"]
+    assert [message["role"] for message in seen[1]] == ["system", "user", "assistant", "user"]
+
+
+def test_chat_streams_and_survives_a_full_context(capsys, packed, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1\nw2 w3\n"))
+    assert len(run(capsys, "chat", packed, "-n", 4, "--temperature", 0).splitlines()) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1 " * 70 + "\nw2\n"))
+    code, out, err = attempt(capsys, "chat", packed, "-n", 4)
+    assert code == 0 and "/clear" in err and len(out.splitlines()) == 1
+
+
+def test_chat_needs_a_template(capsys, tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = None
+    arb.save(tiny.pack_linears(tiny.llama()), tmp_path / "m.arb", tokenizer)
+    code, _, err = attempt(capsys, "chat", tmp_path / "m.arb")
+    assert code == 1 and "no chat template" in err and "arbllm generate" in err
+
+
+@pytest.mark.parametrize("command", sorted(get_command(cli.app).commands))
 def test_help_has_an_example(capsys, command):
     assert f"arbllm {command} " in run(capsys, command, "--help")
