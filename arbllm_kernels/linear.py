@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .direct import Bound, product, takes
 from .errors import InputError
-from .ops import DEQUANTIZE, LINEAR, check_device, layout_sizes, packed_args
+from .ops import DEQUANTIZE, LINEAR, PackedArgs, check_device, layout_sizes, packed_args
 from .packed import PARTS, Layout, PackedWeight
 
 X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,7 +34,13 @@ def linear(x: Tensor, pw: PackedWeight, bias: Tensor | None = None) -> Tensor:
     _check_packed("linear", pw)
     _check_input(x, pw.layout, pw.sign.device)
     _check_bias("linear", bias, pw.layout.rows)
-    return _add_bias(LINEAR(x, *packed_args(pw)), bias)
+    args = packed_args(pw)
+    if not takes(x, pw.sign.device):
+        return _add_bias(LINEAR(x, *args), bias)
+    bound: Bound | None = pw.__dict__.get("_bound")
+    if bound is None or not bound.fits(args):
+        bound = pw.__dict__["_bound"] = Bound(args)
+    return _add_bias(product(x, bound, pw.layout.rows), bias)
 
 
 class ARBLinear(nn.Module):
@@ -49,6 +56,7 @@ class ARBLinear(nn.Module):
 
     layout: Layout
     bias: nn.Parameter | None
+    _bound: Bound | None
 
     def __init__(self, pw: PackedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -56,6 +64,7 @@ class ARBLinear(nn.Module):
         _check_bias("ARBLinear", bias, pw.layout.rows)
         self.layout = pw.layout
         self._sizes = layout_sizes(pw.layout)
+        self._bound = None
         parts = pw.tensors()
         for name in PARTS:
             self.register_buffer(name, parts.get(name))
@@ -135,8 +144,14 @@ class ARBLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., m] -> [..., n] in the dtype of x. Raises InputError as `linear` does."""
         args = self._packed_args()
-        _check_input(x, self.layout, args[0].device)
-        return _add_bias(LINEAR(x, *args), self.bias)
+        device = args[0].device
+        _check_input(x, self.layout, device)
+        if not takes(x, device):
+            return _add_bias(LINEAR(x, *args), self.bias)
+        bound = self._bound
+        if bound is None or not bound.fits(args):
+            bound = self._bound = Bound(args)
+        return _add_bias(product(x, bound, self.layout.rows), self.bias)
 
     def extra_repr(self) -> str:
         packed = self.packed
@@ -151,7 +166,7 @@ class ARBLinear(nn.Module):
         assert t is not None, f"buffer {name} is always there"
         return t
 
-    def _packed_args(self) -> tuple[Any, ...]:
+    def _packed_args(self) -> PackedArgs:
         # Straight from the dictionary: nn.Module.__getattr__ ten times costs more than a small layer's arithmetic.
         b = self._buffers
         return (

@@ -97,12 +97,12 @@ def native_weight(args: PackedArgs) -> Any:
     return extension.Weight(_view(args))
 
 
-def multiply(weight: Any, x: Tensor, y: Tensor) -> None:
+def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
     """y [batch, n] = x [batch, m] W^T, both contiguous float32; exact or int8, as native.set_activations says."""
     int8 = activations() == "int8"
     if int8 and not weight.covers_int8:
         warnings.warn(NOT_COVERED, stacklevel=3)
-    weight.gemm(x.data_ptr(), x.shape[0], y.data_ptr(), torch.get_num_threads(), int8)
+    weight.gemm(x.data_ptr(), batch, y.data_ptr(), torch.get_num_threads(), int8)
 
 
 NOT_COVERED = (
@@ -139,7 +139,7 @@ def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
     y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32)
     if flat.shape[0] < DENSE_BATCH:
-        multiply(native_weight(args), flat, y)
+        multiply(native_weight(args), flat, y, flat.shape[0])
     else:
         # Tiles are dequantized in storage order, which needs no scatter; the columns of x are permuted once instead.
         view, threads = _view(args), torch.get_num_threads()

@@ -1,27 +1,32 @@
-"""GEMV benchmark: packed weights against torch F.linear in float32 and bfloat16, weights cold.
+"""Packed weights against torch F.linear in float32 and bfloat16: one command, one table.
 
-    python bench/gemv.py [--rows 4096 --cols 4096] [--threads 1 2]   the table
-    python bench/gemv.py --threshold                                 packed kernel against dequantize + BLAS, by batch
-    python bench/gemv.py --overhead                                  microseconds per call of a 576 x 576 ARBLinear
+    python bench/gemv.py [--shapes 4096x4096 576x576] [--batch 1 4] [--threads 1 2] [--json out.json]
+    python bench/gemv.py --llama-bench PATH --gguf TQ2_0.gguf Q2_K.gguf    rows of llama.cpp beside it
+    python bench/gemv.py --threshold     packed kernel against dequantize + BLAS, by batch
+    python bench/gemv.py --overhead      microseconds per call of a 576 x 576 ARBLinear
 
 Every result is checked against float64 first; no time is printed when the check is red. "Cold": each call uses the next
-of so many copies of the weight that together they exceed the last-level cache. Times are medians; contenders take
-turns, so that a busy machine slows all of them alike.
+of so many separate weights that together they exceed the last-level cache. Contenders take turns within a round, so
+that a busy machine slows all of them alike; so does the probe of read bandwidth. Times are medians, with the distance
+from the first to the third quartile. Ratios are of medians of the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from helpers import random_packed
@@ -31,26 +36,47 @@ from arbllm_kernels.linear import ARBLinear, linear
 from arbllm_kernels.packed import PackedWeight
 
 SALIENT = 0.08  # share of salient columns; about what the partition search picks
-CONSOLE = Console(width=120)
+SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576")
+TOLERANCE = {"exact": 1e-5, "int8": 0.013}  # of the norm of the product
 
 
-def copies_of(pw: PackedWeight, count: int) -> list[PackedWeight]:
-    """The same weight at `count` different addresses."""
-    parts = pw.tensors()
-    return [PackedWeight(layout=pw.layout, **{name: t.clone() for name, t in parts.items()}) for _ in range(count)]
+@dataclass
+class Row:
+    """One line of the table. `read` is bytes of weights per second; `share` is of what the probe read."""
+
+    shape: str
+    batch: int
+    threads: int
+    kernel: str
+    bits: float
+    ms: float
+    spread: float
+    read: float
+    share: float
+    fp32: float
+    bf16: float
+
+
+def copies_of(pw: PackedWeight, cache_mb: int) -> list[PackedWeight]:
+    """The same weight at so many addresses that together they exceed the cache."""
+    count = cache_mb * 2**20 // pw.nbytes + 2
+    return [
+        PackedWeight(layout=pw.layout, **{name: t.clone() for name, t in pw.tensors().items()}) for _ in range(count)
+    ]
 
 
 def check(pw: PackedWeight, x: torch.Tensor) -> None:
-    """Exit where the product differs from float64 by more than the rounding of a float32 sum."""
-    dense = pw.dequantize().double()
-    error = (linear(x, pw).double() - x.double() @ dense.t()).abs()
-    bound = 3 * pw.layout.cols * 2.0**-24 * (x.double().abs() @ dense.abs().t()) + 1e-3
-    if not bool((error <= bound).all()):
-        raise SystemExit(f"RED: the packed product is off by {float(error.max()):.3g}; no times")
+    """Exit where a product differs from float64 by more than its arithmetic explains."""
+    exact = x.double() @ pw.dequantize().double().t()
+    for name, most in TOLERANCE.items():
+        with native.forced_activations(name):
+            error = float((linear(x, pw).double() - exact).norm() / exact.norm())
+        if not error <= most:
+            raise SystemExit(f"RED: the {name} product of {pw.shape} is off by {error:.3g} of its norm; no times")
 
 
-def median_times(contenders: dict[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
-    """Seconds per call; round i calls every contender with i."""
+def timed(contenders: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call, sorted; round i calls every contender with i."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(-2, rounds):
         for name, call in contenders.items():
@@ -58,122 +84,195 @@ def median_times(contenders: dict[str, Callable[[int], object]], rounds: int) ->
             call(i)
             if i >= 0:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
+    return {name: sorted(t) for name, t in times.items()}
 
 
-def table(rows: int, cols: int, threads: list[int], cache_mb: int, rounds: int) -> None:
-    pw = random_packed(rows, cols, salient=SALIENT)
-    x = torch.randn(1, cols)
-    check(pw, x)
-    target = cache_mb * 2**20
+def packed_call(weights: list[PackedWeight], x: torch.Tensor, activations: str) -> Callable[[int], object]:
+    def call(i: int) -> object:
+        native.set_activations(activations)
+        return linear(x, weights[i % len(weights)])
 
-    def enough(nbytes: int) -> int:
-        return target // nbytes + 2
+    return call
 
-    packed = copies_of(pw, enough(pw.nbytes))
-    for each in packed:
-        assert each.order is not None and each.salient_counts is not None  # derived once, as ARBLinear does
-    dense = [pw.dequantize() for _ in range(enough(4 * rows * cols))]
-    half = [dense[0].bfloat16() for _ in range(enough(2 * rows * cols))]
-    x16 = x.bfloat16()
-    out = Table(title=f"GEMV {rows} x {cols}, {pw.bits_per_weight:.2f} bits per weight, {native.active_isa()}, cold")
-    for column in ("threads", "kernel", "ms", "GB/s read", "Gweights/s", "x torch fp32", "x torch bf16"):
-        out.add_column(column, justify="left" if column == "kernel" else "right")
-    for count in threads:
-        torch.set_num_threads(count)
-        seconds = median_times(
-            {
-                "packed": lambda i: linear(x, packed[i % len(packed)]),
-                "torch fp32": lambda i: F.linear(x, dense[i % len(dense)]),
-                "torch bf16": lambda i: F.linear(x16, half[i % len(half)]),
-            },
-            rounds,
+
+def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cache_mb: int) -> list[Row]:
+    """All rows of one shape."""
+    rows, cols = (int(part) for part in shape.split("x"))
+    first = random_packed(rows, cols, salient=SALIENT)
+    second = random_packed(rows, cols, salient=SALIENT, shared=True, coded=True)
+    for pw in (first, second):
+        check(pw, torch.randn(2, cols))
+    weights = {"v1": copies_of(first, cache_mb), "v2": copies_of(second, cache_mb)}
+    count = cache_mb * 2**20 // (4 * rows * cols) + 2
+    dense = [torch.randn(rows, cols) for _ in range(count)]
+    half = [torch.randn(rows, cols).bfloat16() for _ in range(2 * count)]
+    probe = torch.empty(cache_mb * 2**18)
+    bits = {"torch fp32": 32.0, "torch bf16": 16.0, **{f"exact {v}": weights[v][0].bits_per_weight for v in weights}}
+    bits |= {f"int8 {v}": weights[v][0].bits_per_weight for v in weights}
+    found = []
+    for number in threads:
+        torch.set_num_threads(number)
+        for batch in batches:
+            x = torch.randn(batch, cols)
+            x16 = x.bfloat16()
+            contenders: dict[str, Callable[[int], object]] = {
+                "torch fp32": lambda i, x=x: F.linear(x, dense[i % len(dense)]),
+                "torch bf16": lambda i, x=x16: F.linear(x, half[i % len(half)]),
+                "probe": lambda i: probe.sum(),
+            }
+            for version, list_ in weights.items():
+                contenders[f"exact {version}"] = packed_call(list_, x, "exact")
+                if batch < ops.DENSE_BATCH:
+                    contenders[f"int8 {version}"] = packed_call(list_, x, "int8")
+            with torch.no_grad():
+                times = timed(contenders, rounds if batch < ops.DENSE_BATCH else max(3, rounds // 5))
+            medians = {name: statistics.median(t) for name, t in times.items()}
+            bandwidth = probe.numel() * 4 / medians.pop("probe")
+            for name, median in medians.items():
+                read = bits[name] / 8 * rows * cols / median
+                quarter = len(times[name]) // 4
+                found.append(
+                    Row(
+                        shape, batch, number, name, bits[name], median * 1e3,
+                        (times[name][-1 - quarter] - times[name][quarter]) * 1e3, read / 1e9, read / bandwidth,
+                        medians["torch fp32"] / median, medians["torch bf16"] / median,
+                    )
+                )  # fmt: skip
+    native.set_activations(None)
+    return found
+
+
+def print_rows(found: list[Row]) -> None:
+    print("| shape | batch | threads | kernel | bits | ms | ± | GB/s | of bandwidth | x fp32 | x bf16 |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for r in found:
+        print(
+            f"| {r.shape} | {r.batch} | {r.threads} | {r.kernel} | {r.bits:.2f} | {r.ms:.3f} | {r.spread:.3f} | "
+            f"{r.read:.1f} | {r.share:.0%} | {r.fp32:.2f} | {r.bf16:.2f} |"
         )
-        sizes = {"packed": pw.nbytes, "torch fp32": 4 * rows * cols, "torch bf16": 2 * rows * cols}
-        for name, t in seconds.items():
-            ratios = [f"{seconds[other] / t:.2f}" for other in ("torch fp32", "torch bf16")]
-            out.add_row(
-                str(count),
-                name,
-                f"{t * 1e3:.3f}",
-                f"{sizes[name] / t / 1e9:.1f}",
-                f"{rows * cols / t / 1e9:.2f}",
-                *ratios,
-            )
-    CONSOLE.print(out)
+
+
+def llama_rows(program: Path, files: list[Path], threads: list[int]) -> list[dict[str, object]]:
+    """Tokens per second of llama.cpp and of our int8 products on the same layers (7 matrices of LLaMA-7B each)."""
+    found: list[dict[str, object]] = []
+    for number in threads:
+        for file in files:
+            command = [str(program), "-m", str(file), "-t", str(number), "-p", "0", "-n", "32", "-o", "json"]
+            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)[0]
+            bits = 8 * result["model_size"] / result["model_n_params"]
+            found.append({"threads": number, "kernel": result["model_type"], "bits": bits, "tokens": result["avg_ts"]})
+    return found
+
+
+def our_tokens(found: list[Row], layers: int) -> list[dict[str, object]]:
+    """Tokens per second of `layers` LLaMA-7B layers' matrices alone: 4 of 4096², 2 of 11008x4096, 1 of 4096x11008."""
+    of_layer = {"4096x4096": 4, "11008x4096": 2, "4096x11008": 1}
+    lines: list[dict[str, object]] = []
+    for number in sorted({r.threads for r in found}):
+        for kernel in sorted({r.kernel for r in found}):
+            mine = [r for r in found if r.batch == 1 and r.threads == number and r.kernel == kernel]
+            ms = {r.shape: r.ms for r in mine if r.shape in of_layer}
+            if set(ms) == set(of_layer):
+                each = sum(of_layer[shape] * t for shape, t in ms.items())
+                lines.append(
+                    {"threads": number, "kernel": kernel, "bits": mine[0].bits, "tokens": 1e3 / (layers * each)}
+                )
+    return lines
 
 
 def threshold(rows: int, cols: int, threads: list[int], rounds: int) -> None:
     """Times of both ways of `arb::linear`, to choose ops.DENSE_BATCH."""
     pw = random_packed(rows, cols, salient=SALIENT)
-    args = ops.packed_args(pw)
-    out = Table(title=f"{rows} x {cols}: packed kernel and dequantize + BLAS, ms")
-    for column in ("threads", "batch", "packed", "dequantize + mm"):
-        out.add_column(column, justify="right")
-    chosen = ops.DENSE_BATCH
+    check(pw, torch.randn(2, cols))
+    args, chosen = ops.packed_args(pw), ops.DENSE_BATCH
+    print("| threads | batch | packed ms | dequantize + mm ms |\n|---|---|---|---|")
     for count in threads:
         torch.set_num_threads(count)
         for batch in (1, 4, 8, 12, 16, 24, 32):
             x = torch.randn(batch, cols)
-            check(pw, x)
 
             def call(dense_batch: int, x: torch.Tensor = x) -> torch.Tensor:
                 ops.DENSE_BATCH = dense_batch
                 return torch.ops.arb.linear(x, *args)
 
-            seconds = median_times({"packed": lambda i: call(1 << 30), "dense": lambda i: call(0)}, rounds)
-            out.add_row(str(count), str(batch), f"{seconds['packed'] * 1e3:.2f}", f"{seconds['dense'] * 1e3:.2f}")
+            times = timed({"packed": lambda i: call(1 << 30), "dense": lambda i: call(0)}, rounds)
+            packed, dense = (statistics.median(times[name]) * 1e3 for name in ("packed", "dense"))
+            print(f"| {count} | {batch} | {packed:.2f} | {dense:.2f} |")
     ops.DENSE_BATCH = chosen
-    CONSOLE.print(out)
 
 
 def overhead(rounds: int) -> None:
-    """Cost of a call where the arithmetic is small, and what each way of registering the op adds to it."""
-    pw = random_packed(576, 576, salient=SALIENT)
+    """What a call costs beyond its kernel where the arithmetic is small."""
+    pw = random_packed(576, 576, salient=SALIENT, shared=True, coded=True)
+    check(pw, torch.randn(2, 576))
     layer, dense, x = ARBLinear(pw), torch.nn.Linear(576, 576, bias=False), torch.randn(1, 576)
-    check(pw, x)
-    args, tiny = ops.packed_args(pw), random_packed(1, 1, 1)
-    tiny_args, one = ops.packed_args(tiny), torch.randn(1, 1)
-    custom = torch.library.custom_op("arb_bench::linear", ops._linear_cpu, mutates_args=(), schema=_schema())
-    custom.register_autograd(ops._linear_backward, setup_context=ops._save_packed)
+    tiny, one, y = ARBLinear(random_packed(1, 1, 1)), torch.randn(1, 1), torch.empty(1, 576)
+    args, kernel = ops.packed_args(pw), ops.native_weight(ops.packed_args(pw))
     torch.set_num_threads(1)
-    with torch.no_grad():
-        seconds = median_times(
-            {
-                "ARBLinear 576 x 576": lambda i: layer(x),
-                "arb::linear 576 x 576": lambda i: ops.LINEAR(x, *args),
-                "nn.Linear 576 x 576": lambda i: dense(x),
-                "arb::linear 1 x 1 (Library.define)": lambda i: ops.LINEAR(one, *tiny_args),
-                "the same through custom_op": lambda i: custom(one, *tiny_args),
-                "the Python function itself": lambda i: ops._linear_cpu(one, *tiny_args),
-            },
-            rounds * 100,
+    contenders: dict[str, Callable[[int], object]] = {}
+    for name in native.ACTIVATIONS:
+        int8 = name == "int8"
+
+        def call(i: int, name: str = name) -> object:
+            native.set_activations(name)
+            return layer(x)
+
+        contenders[f"ARBLinear 576 x 576, {name}"] = call
+        contenders[f"its kernel alone, {name}"] = lambda i, int8=int8: kernel.gemm(
+            x.data_ptr(), 1, y.data_ptr(), 1, int8
         )
-    for name, t in seconds.items():
-        CONSOLE.print(f"{name:40} {t * 1e6:8.1f} us per call")
-
-
-def _schema() -> str:
-    return f"(Tensor x, {ops.PACKED_SCHEMA}) -> Tensor"
+    contenders["the op arb::linear, int8"] = lambda i: ops.LINEAR(x, *args)
+    contenders["nn.Linear 576 x 576"] = lambda i: dense(x)
+    contenders["ARBLinear 1 x 1"] = lambda i: tiny(one)
+    with torch.no_grad():
+        times = timed(contenders, rounds * 100)
+    native.set_activations(None)
+    print("| call | median us | best us |\n|---|---|---|")
+    for name, t in times.items():
+        print(f"| {name} | {statistics.median(t) * 1e6:.1f} | {t[0] * 1e6:.1f} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--cols", type=int, default=4096)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 512])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cache-mb", type=int, default=64, help="rotate more bytes than this")
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--llama-bench", type=Path, help="llama.cpp's llama-bench")
+    parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="files of LLaMA-7B layers for it")
+    parser.add_argument("--layers", type=int, default=2, help="layers in these files")
     parser.add_argument("--threshold", action="store_true")
     parser.add_argument("--overhead", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.threshold:
-        threshold(options.rows, options.cols, options.threads, options.rounds)
-    elif options.overhead:
-        overhead(options.rounds)
-    else:
-        table(options.rows, options.cols, options.threads, options.cache_mb, options.rounds)
+        return threshold(4096, 4096, options.threads, options.rounds)
+    if options.overhead:
+        return overhead(options.rounds)
+    load = os.getloadavg()[0]
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {native.active_isa()}, ", end="")
+    print(f"torch {torch.__version__}, load before the run {load:.1f}\n")
+    found = [
+        row
+        for shape in options.shapes
+        for row in measure(shape, options.batch, options.threads, options.rounds, options.cache_mb)
+    ]
+    print_rows(found)
+    peers: list[dict[str, object]] = []
+    if options.llama_bench:
+        peers = llama_rows(options.llama_bench, options.gguf, options.threads) + our_tokens(found, options.layers)
+        print(
+            f"\n{options.layers} layers of LLaMA-7B, decoding; llama.cpp includes attention, ours are products alone\n"
+        )
+        print("| threads | kernel | bits | tokens/s |\n|---|---|---|---|")
+        for p in peers:
+            print(f"| {p['threads']} | {p['kernel']} | {p['bits']:.2f} | {p['tokens']:.1f} |")
+    if options.json:
+        options.json.write_text(
+            json.dumps({"load": load, "rows": [asdict(r) for r in found], "peers": peers}, indent=1)
+        )
 
 
 if __name__ == "__main__":

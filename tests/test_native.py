@@ -280,7 +280,7 @@ def test_neon_selftest_under_emulation(tmp_path: Path) -> None:
     subprocess.run(["cmake", "--build", str(tmp_path)], check=True, capture_output=True)
     result = subprocess.run(["qemu-aarch64", str(tmp_path / "arb_selftest")], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
-    assert "ran neon\n" in result.stdout and "288 weights" in result.stdout
+    assert "ran neon\n" in result.stdout and "ran neondot\n" in result.stdout and "360 weights" in result.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="x86-64 units only")

@@ -65,9 +65,9 @@ void make_int8_plan(const Plan& exact, Int8Plan& plan) {
     }
     job.list = plan.list.data();
     job.kinds = plan.kinds.data();
-    // Each row: its steps, rounded up to whole vectors and a table more; the end of the second plane and a word more.
-    const int64_t line = std::max(job.blocks * job.steps, job.salient_columns / 8) + 2 * kWordColumns;
-    job.scratch = 2 * kInt8Rows * divide_up(line, kWordColumns) * kWordColumns;
+    // Each row: its scales, 4 bytes each at most, or its part of the second plane, and what may be read past their end.
+    const int64_t line = std::max(4 * job.blocks * job.steps, job.salient_columns / 8) + 2 * kWordColumns;
+    job.scratch = 3 * kInt8Rows * divide_up(line, kWordColumns) * kWordColumns;
 }
 
 }  // namespace arb

@@ -1,13 +1,14 @@
 // Native self-test: every available instruction set against the scalar one, on random packed weights of awkward shapes.
-// Dequantized values must be equal bit for bit; products within the rounding of a float32 sum. Needs neither Python nor
-// torch, so it also runs under emulators and sanitizers. Prints the instruction sets that ran; exit status 1 on
-// failure.
+// Dequantized values and products with int8 activations must be equal bit for bit; exact products within the rounding
+// of a float32 sum. Needs neither Python nor torch, so it also runs under emulators and sanitizers. Prints the
+// instruction sets that ran; exit status 1 on failure.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "arb/bits.h"
@@ -25,7 +26,8 @@ struct Shape {
 struct Weight {
     arb::PackedView view;
     std::vector<uint32_t> sign, group, second;
-    std::vector<uint16_t> row_scale, mean, col_scale, col_scale2;
+    std::vector<uint16_t> row_scale, row_base, mean, col_scale, col_scale2;
+    std::vector<uint8_t> codes;  // row scales of format 2
     std::vector<int32_t> order, counts;
 };
 
@@ -94,6 +96,19 @@ void connect(Weight& w) {
     w.view.counts = buffer(w.counts);
 }
 
+// Makes it a weight of format 2: 8-bit row scales, and column scales that groups and planes share.
+void make_format_2(Weight& w, std::mt19937& random) {
+    for (size_t i = 0; i < w.row_scale.size(); ++i) w.codes.push_back(static_cast<uint8_t>(random() % 128));
+    w.row_base.assign(static_cast<size_t>(w.view.rows), 0x3001);
+    w.view.row_scale = buffer(w.codes);
+    w.view.row_base = buffer(w.row_base);
+    w.view.row_scale_type = arb::ScaleType::u8;
+    w.col_scale.resize(static_cast<size_t>(w.view.cols));
+    w.view.col_scale = buffer(w.col_scale);
+    w.view.col_scale2 = {};
+    w.view.shared_columns = 1;
+}
+
 bool fail(const char* what, const char* isa, const Weight& w) {
     const arb::PackedView& v = w.view;
     std::printf("FAILED %s on %s: n=%ld m=%ld k=%ld groups=%ld/%ld order=%ld mean=%d col=%d\n", what, isa,
@@ -112,11 +127,17 @@ std::vector<float> dense(const Weight& w, arb::Columns columns, const char* isa,
     return out;
 }
 
+std::vector<float> random_x(const Weight& w, int64_t batch, std::mt19937& random) {
+    std::vector<float> x(static_cast<size_t>(batch * w.view.cols));
+    for (float& value : x) value = static_cast<float>(random()) / 2147483648.0f - 1.0f;
+    return x;
+}
+
 bool check_gemm(const Weight& w, const std::vector<float>& values, int64_t batch, const char* isa,
                 std::mt19937& random) {
     const int64_t n = w.view.rows, m = w.view.cols;
-    std::vector<float> x(static_cast<size_t>(batch * m)), y(static_cast<size_t>(batch * n), std::nanf(""));
-    for (float& value : x) value = static_cast<float>(random()) / 2147483648.0f - 1.0f;
+    const std::vector<float> x = random_x(w, batch, random);
+    std::vector<float> y(static_cast<size_t>(batch * n), std::nanf(""));
     const char* ran = nullptr;
     if (arb::gemm(w.view, x.data(), batch, y.data(), 2, arb::Activations::exact, &ran) != arb::Status::ok)
         return fail("gemm", isa, w);
@@ -130,14 +151,60 @@ bool check_gemm(const Weight& w, const std::vector<float>& values, int64_t batch
                 exact += term;
                 size += std::fabs(term);
             }
-            // Planes and means are summed one by one, so a term may be the small difference of parts up to 2^4.
-            const double tolerance = static_cast<double>(m + 8) * 6e-8 * (size + 16.0);
+            // Planes and means are summed one by one, so a term may be the small difference of parts up to 2^4 (2^8
+            // with the row scales of format 2).
+            const double parts = w.view.row_scale_type == arb::ScaleType::u8 ? 256.0 : 16.0;
+            const double tolerance = static_cast<double>(m + 8) * 6e-8 * (size + parts);
             if (!(std::fabs(static_cast<double>(y[static_cast<size_t>(b * n + i)]) - exact) <= tolerance)) {
                 return fail("gemm", isa, w);
             }
         }
     }
     return true;
+}
+
+std::vector<float> int8_product(const Weight& w, const std::vector<float>& x, int64_t threads) {
+    const int64_t batch = static_cast<int64_t>(x.size()) / w.view.cols;
+    std::vector<float> y(static_cast<size_t>(batch * w.view.rows), std::nanf(""));
+    const arb::Status status = arb::gemm(w.view, x.data(), batch, y.data(), threads, arb::Activations::int8);
+    return status == arb::Status::ok ? y : std::vector<float>();
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+    return !a.empty() && a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+bool check_int8(const Weight& w, const char* isa, std::mt19937& random) {
+    for (const int64_t batch : {1, 5}) {
+        const std::vector<float> x = random_x(w, batch, random);
+        const std::vector<float> y = int8_product(w, x, 1);
+        arb::set_isa("scalar");
+        if (!same_bits(y, int8_product(w, x, 1))) return fail("int8", isa, w);
+        arb::set_isa(isa);
+    }
+    return true;
+}
+
+// Many calls by several threads, for the sanitizers: the pool, and one plan used by two callers at once.
+bool check_threads(std::mt19937& random) {
+    Weight w = random_weight({2050, 1100, 128}, 2, 2, 2, false, true, random);
+    connect(w);
+    w.view.mean = {};
+    arb::set_isa(nullptr);
+    const std::vector<float> x = random_x(w, 1, random), expected = int8_product(w, x, 1);
+    arb::Weight kept(w.view);
+    bool good[2] = {true, true};
+    const auto calls = [&](bool& same) {
+        for (int i = 0; i < 20; ++i) {
+            std::vector<float> y(expected.size());
+            const auto status = kept.gemm(x.data(), 1, y.data(), 3, arb::Activations::int8);
+            same &= status == arb::Status::ok && same_bits(y, expected);
+        }
+    };
+    std::thread other(calls, std::ref(good[1]));
+    calls(good[0]);
+    other.join();
+    return (good[0] && good[1]) || fail("threads", "best", w);
 }
 
 bool check_weight(Weight& w, std::mt19937& random) {
@@ -157,6 +224,7 @@ bool check_weight(Weight& w, std::mt19937& random) {
         for (const int64_t batch : {1, 3, 5}) {
             if (!check_gemm(w, expected, batch, isa, random)) return false;
         }
+        if (arb::covers_int8(w.view) && !check_int8(w, isa, random)) return false;
     }
     return true;
 }
@@ -179,9 +247,14 @@ int main() {
                 if (col && w.view.salient_order == 1) w.view.col_scale2 = {};
                 if (!check_weight(w, random)) return 1;
                 ++weights;
+                if (mean || !col) continue;
+                make_format_2(w, random);
+                if (!check_weight(w, random)) return 1;
+                ++weights;
             }
         }
     }
+    if (!check_threads(random)) return 1;
     arb::IsaInfo isas[8];
     const int count = arb::list_isas(isas, 8);
     for (int i = 0; i < count; ++i) {

@@ -6,7 +6,7 @@
 namespace {
 
 constexpr int kBytes = 64;
-constexpr int kByteRows = 2;        // rows of the weight at once for one row of x
+constexpr int kByteRows = 4;        // rows of the weight at once for one row of x
 constexpr int kByteRowsOfTile = 2;  // and for a tile of them
 using Bytes = __m512i;
 using Mask8 = __mmask64;

@@ -1,0 +1,84 @@
+"""The short way past the dispatcher: same results as the op, and only where nothing but the product is wanted."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from helpers import random_packed
+
+from arbllm_kernels import direct, native, ops
+from arbllm_kernels.linear import ARBLinear, linear
+
+
+def op(layer: ARBLinear, x: torch.Tensor) -> torch.Tensor:
+    return ops.LINEAR(x, *ops.packed_args(layer.packed))
+
+
+@pytest.mark.parametrize("activations", native.ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_equals_the_op(activations: str, dtype: torch.dtype) -> None:
+    pw = random_packed(33, 200, 64)
+    layer = ARBLinear(pw)
+    with native.forced_activations(activations):
+        for shape in ((200,), (1, 200), (2, 3, 200), (0, 200)):
+            x = torch.randn(shape).to(dtype)
+            assert direct.takes(x, x.device)
+            y = layer(x)
+            assert y.dtype == dtype and torch.equal(y, op(layer, x)) and torch.equal(linear(x, pw), y)
+    assert layer._bound is not None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_other_ways_take_the_op() -> None:
+    x = torch.randn(2, 200)
+    cpu = x.device
+    assert direct.takes(x, cpu)
+    assert not direct.takes(x.t().contiguous().t(), cpu)
+    assert not direct.takes(torch.randn(2, 200, requires_grad=True), cpu)
+    with torch.no_grad():
+        assert direct.takes(torch.randn(2, 200, requires_grad=True), cpu)
+    assert not direct.takes(torch.randn(ops.DENSE_BATCH, 200), cpu)
+    assert not direct.takes(torch.nn.Parameter(x), cpu)
+    assert not direct.takes(x, torch.device("meta"))
+    seen: list[bool] = []
+    torch.func.vmap(lambda row: seen.append(direct.takes(row, cpu)) or row)(x)
+    with torch.autograd.forward_ad.dual_level():
+        seen.append(direct.takes(x, cpu))
+    assert seen == [False, False]
+    layer = ARBLinear(random_packed(33, 200, 64))
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), op(layer, x))
+    traced = torch.jit.trace(lambda t: layer(t), x)
+    assert "arb::linear" in str(traced.graph)
+
+
+def test_changed_weights_are_noticed() -> None:
+    layer, x = ARBLinear(random_packed(8, 130, 64)), torch.randn(1, 130)
+    before = layer(x)
+    layer.row_scale.mul_(2)  # in place
+    torch.testing.assert_close(layer(x), 2 * before)
+    other = ARBLinear(random_packed(8, 130, 64, salient=0.3, seed=1))
+    layer.sign.data = other.sign.clone()  # same tensor, another address
+    assert torch.equal(layer(x), op(layer, x)) and not torch.equal(layer(x), 2 * before)
+    same = ARBLinear(random_packed(8, 130, 64, salient=0.3, seed=2))
+    same(x)
+    same.load_state_dict(other.state_dict())
+    assert torch.equal(same(x), other(x))
+    native_isa = native.active_isa()
+    with native.forced_isa("scalar"):
+        torch.testing.assert_close(same(x), other(x))
+    assert native.active_isa() == native_isa
+
+
+def test_layers_are_copied_and_pickled_without_their_native_weight() -> None:
+    layer, x = ARBLinear(random_packed(8, 130, 64)), torch.randn(1, 130)
+    expected = layer(x)
+    twin = copy.deepcopy(layer)
+    assert twin._bound is None and torch.equal(twin(x), expected)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), expected)
