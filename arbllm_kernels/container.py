@@ -96,6 +96,7 @@ def describe(
     generation = getattr(model, "generation_config", None)
     values = _portable_config(json.loads(config.to_json_string(use_diff=False)))
     values.pop("quantization_config", None)  # the folder form's (hf.py); the header says all of it
+    values["architectures"] = values.get("architectures") or [type(model).__name__]  # GGUF files name none
     return tensors, Header(
         config=values,
         layouts=layouts,
