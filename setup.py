@@ -4,8 +4,8 @@ Where nvcc is found (below CUDA_HOME, on PATH, or as the wheels nvidia-cuda-nvcc
 arbllm_kernels/_cuda.so.
 
 Environment: ARBLLM_CMAKE_ARGS holds further arguments for CMake, e.g. "-DARB_WERROR=ON". ARBLLM_CUDA=1 makes a missing
-nvcc an error, ARBLLM_CUDA=0 skips the CUDA kernels. ARBLLM_CUDA_ARCHS lists compute capabilities, "80;90" by default;
-newer ones run from PTX. A release has "80;90;100;120".
+nvcc an error, ARBLLM_CUDA=0 skips the CUDA kernels. ARBLLM_CUDA_ARCHS lists compute capabilities, by default
+"80;90;100;120"; newer ones run from PTX.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _cuda_arguments() -> list[str]:
     return [
         "-UARB_NVCC",
         f"-DARB_CUDA={ {'': 'AUTO', '0': 'OFF', '1': 'ON'}[wanted] }",
-        f"-DARB_CUDA_ARCHS={os.environ.get('ARBLLM_CUDA_ARCHS', '80;90')}",
-        f"-DARB_NVCC_HINTS={';'.join(wheels)}",
+        f"-DARB_CUDA_ARCHS={os.environ.get('ARBLLM_CUDA_ARCHS', '80;90;100;120')}",
+        f"-DARB_NVCC_HINTS={';'.join([*wheels, '/usr/local/cuda/bin'])}",
     ]
 
 
