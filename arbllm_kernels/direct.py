@@ -46,7 +46,7 @@ def takes(x: Tensor, device: torch.device) -> bool:
     """Whether x [..., m], already checked, on `device` can go the short way."""
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and type(x) is Tensor
         and device.type == "cpu"
         and not (x.requires_grad and torch.is_grad_enabled())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .direct import Bound, product, takes
 from .errors import InputError
-from .ops import DEQUANTIZE, LINEAR, PackedArgs, check_device, layout_sizes, packed_args
+from .ops import DEQUANTIZE, LINEAR, check_device, layout_sizes, packed_args
 from .packed import PARTS, Layout, PackedWeight
 
 X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -166,7 +166,7 @@ class ARBLinear(nn.Module):
         assert t is not None, f"buffer {name} is always there"
         return t
 
-    def _packed_args(self) -> PackedArgs:
+    def _packed_args(self) -> Any:
         # Straight from the dictionary: nn.Module.__getattr__ ten times costs more than a small layer's arithmetic.
         b = self._buffers
         return (
