@@ -1,7 +1,7 @@
 """Builds the extension arbllm_kernels._native by running CMake and Ninja; everything else is in pyproject.toml.
 
-Where nvcc is found (below CUDA_HOME, on PATH, or as the wheels nvidia-cuda-nvcc, -runtime, -cccl, -crt and nvidia-nvvm of
-one version) it also builds arbllm_kernels/_cuda.so.
+Where nvcc is found (below CUDA_HOME, on PATH, or as the wheels nvidia-cuda-nvcc, -runtime, -cccl, -crt and nvidia-nvvm
+of one version) it also builds arbllm_kernels/_cuda.so.
 
 Environment: ARBLLM_CMAKE_ARGS holds further arguments for CMake, e.g. "-DARB_WERROR=ON". ARBLLM_CUDA=1 makes a missing
 nvcc an error, ARBLLM_CUDA=0 skips the CUDA kernels. ARBLLM_CUDA_ARCHS lists compute capabilities, by default
