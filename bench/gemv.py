@@ -106,7 +106,7 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
     count = cache_mb * 2**20 // (4 * rows * cols) + 2
     dense = [torch.randn(rows, cols) for _ in range(count)]
     half = [torch.randn(rows, cols).bfloat16() for _ in range(2 * count)]
-    probe = torch.empty(cache_mb * 2**18)
+    probe = torch.ones(cache_mb * 2**18)  # written, lest all of it be one page of zeros
     bits = {"torch fp32": 32.0, "torch bf16": 16.0, **{f"exact {v}": weights[v][0].bits_per_weight for v in weights}}
     bits |= {f"int8 {v}": weights[v][0].bits_per_weight for v in weights}
     found = []
