@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -78,6 +79,8 @@ def _execute(program: Path, given: Path, taken: Path, environment: dict[str, str
     done = subprocess.run(
         [str(program), str(given), str(taken)], env={**os.environ, **environment}, capture_output=True, text=True
     )
+    if "ThreadSanitizer: unexpected memory mapping" in done.stderr:
+        pytest.skip("this ThreadSanitizer cannot run under this kernel's address-space randomization")
     if done.returncode != 0:
         raise subprocess.CalledProcessError(done.returncode, str(program), done.stdout, done.stderr)
 
