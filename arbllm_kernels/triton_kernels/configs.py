@@ -45,6 +45,7 @@ class ProductConfig:
 
     rows: int
     num_warps: int
+    cols: int = 64  # columns of a tile: a multiple of 32, of which blocks of any size may leave some unused
     x_rows: int = 1
     num_stages: int = 2
     fusion: bool = True
@@ -56,18 +57,24 @@ class ProductConfig:
 
 SENSITIVITY = RowConfig(rows=16, num_warps=4, max_parts=256, fusion=False)
 SEARCH = RowConfig(rows=16, num_warps=4)
-OUTPUT_SEARCH = RowConfig(rows=16, num_warps=4)
+OUTPUT_SEARCH = RowConfig(rows=16, num_warps=8)
 CHOICE = RowConfig(rows=16, num_warps=4, parts_at_once=16, fusion=False)
 ROUNDING = RowConfig(rows=16, num_warps=4, max_parts=256, fusion=False)
 ARB = RowConfig(rows=16, num_warps=4)
-ARB_X = RowConfig(rows=16, num_warps=4)
-ARB_RC = RowConfig(rows=16, num_warps=4, max_parts=64, parts_at_once=16)
+ARB_X = RowConfig(rows=16, num_warps=8)
+ARB_RC = RowConfig(rows=16, num_warps=8, max_parts=64, parts_at_once=16)
 
 DEQUANTIZE = ProductConfig(rows=16, num_warps=4, num_stages=1, fusion=False)
-GEMV = ProductConfig(rows=8, num_warps=4)
+GEMV_FEW = ProductConfig(rows=8, num_warps=4)
+GEMV_MANY = ProductConfig(rows=16, num_warps=8)
 GEMM_FEW = ProductConfig(rows=64, x_rows=16, num_warps=4)
 GEMM_MANY = ProductConfig(rows=64, x_rows=64, num_warps=4)
-GEMM_MANY_FP32 = ProductConfig(rows=64, x_rows=32, num_warps=4)
+GEMM_MANY_FP32 = ProductConfig(rows=64, x_rows=32, num_warps=8)
+
+
+def gemv_config(batch: int) -> ProductConfig:
+    """The GEMV's tiles for `batch` rows of x."""
+    return GEMV_FEW if batch <= 2 else GEMV_MANY
 
 
 def gemm_config(batch: int, dtype: torch.dtype) -> ProductConfig:

@@ -20,7 +20,7 @@ from .weight_tile import packed_kernel_args, weight_tile
 
 def dequantize(*args: Any, first: int = 0, last: int | None = None, stored: bool = False) -> Tensor:
     """arb::dequantize: rows first .. last - 1 of the dense weight, float32, in column or storage order."""
-    arguments, options, factor = packed_kernel_args(*args)
+    arguments, options, factor = packed_kernel_args(DEQUANTIZE.cols, *args)
     order, (rows, cols, block) = args[8], args[10][:3]
     rows = (rows if last is None else last) - first
     dense = torch.empty(rows, cols, dtype=torch.float32, device=args[0].device)

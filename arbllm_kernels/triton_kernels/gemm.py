@@ -23,9 +23,9 @@ from .weight_tile import packed_kernel_args, weight_tile
 
 def gemm(x: Tensor, *args: Any) -> Tensor:
     """arb::linear for x [batch, m] of fp32, fp16 or bf16. Returns [batch, n] of x's dtype."""
-    arguments, options, factor = packed_kernel_args(*args)
-    rows, _, block = args[10][:3]
     config = gemm_config(x.shape[0], x.dtype)
+    arguments, options, factor = packed_kernel_args(config.cols, *args)
+    rows, _, block = args[10][:3]
     stored = x.index_select(1, args[8])
     y = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)
     launch(

@@ -16,25 +16,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import GEMV
+from .configs import gemv_config
 from .launch import launch
 from .weight_tile import packed_kernel_args, weight_tile
 
 
 def gemv(x: Tensor, *args: Any) -> Tensor:
     """arb::linear for x [batch, m], contiguous, of fp32, fp16 or bf16, batch 1 to 8: [batch, n] in x's dtype."""
-    arguments, options, factor = packed_kernel_args(*args)
+    config = gemv_config(x.shape[0])
+    arguments, options, factor = packed_kernel_args(config.cols, *args)
     rows, _, block = args[10][:3]
     y = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)
     tiles = -(-block // options["COLS"])
     launch(
         gemv_kernel,
-        (-(-rows // GEMV.rows),),
+        (-(-rows // config.rows),),
         *(*arguments, x, args[8], y, x.shape[0], factor, tiles),
         BATCH=triton.next_power_of_2(x.shape[0]),
-        ROWS=GEMV.rows,
+        ROWS=config.rows,
         **options,
-        **GEMV.options,
+        **config.options,
     )
     return y
 

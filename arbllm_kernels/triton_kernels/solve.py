@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..block import Block
-from ..config import QuantConfig
+from ..config import PAPER_METHODS, QuantConfig
 from ..errors import FormatError, InputError
 from ..methods.factor import Factor
 from ..packed import EXPONENT_RANGE, Layout, PackedWeight
@@ -48,6 +48,8 @@ def solve_batch(
     """
     if not weights or any(w.shape != weights[0].shape or w.device != weights[0].device for w in weights):
         raise InputError("solve_batch: the matrices must have one shape and be on one device")
+    if cfg.method not in PAPER_METHODS:
+        raise InputError(f"method {cfg.method!r} has no Triton solver")
     n, m = weights[0].shape
     column_tile(min(cfg.block_size, m))
     stacked = torch.stack([w.float() for w in weights])

@@ -15,11 +15,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-TILE_COLS = 64  # columns of a tile: a multiple of 32, of which blocks of any size may leave some unused
 
-
-def packed_kernel_args(*args: Any) -> tuple[list[Any], dict[str, Any], float]:
-    """(arguments, constexpr options, 2^exponent) that every kernel takes, from those of the ops (ops.packed_args)."""
+def packed_kernel_args(tile_cols: int, *args: Any) -> tuple[list[Any], dict[str, Any], float]:
+    """(arguments, constexpr options, 2^exponent) for every kernel, from those of the ops (ops.packed_args)."""
     *parts, _, counts, sizes = args
     sign, second = parts[0], parts[2]
     rows, cols, block, groups, salient_groups, order, exponent, shared = sizes
@@ -28,7 +26,7 @@ def packed_kernel_args(*args: Any) -> tuple[list[Any], dict[str, Any], float]:
     arguments = [*parts, starts]
     arguments += [rows, cols, block, blocks, sign.shape[1], second.shape[0]]
     options = {"GROUPS": groups, "SALIENT_GROUPS": salient_groups, "ORDER": order, "SHARED": bool(shared)}
-    return arguments, {**options, "COLS": TILE_COLS}, 2.0**exponent
+    return arguments, {**options, "COLS": tile_cols}, 2.0**exponent
 
 
 @triton.jit

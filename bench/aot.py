@@ -1,0 +1,250 @@
+"""Compiles every Triton kernel in its default configuration for GPUs that need not be there, and reads the result.
+
+    python bench/aot.py            compile for sm_80, 90, 100 and 120; write bench/aot.json and docs/gpu-compiled.md
+    python bench/aot.py --check    compile for sm_90; an error where anything is worse than in bench/aot.json
+
+The host functions of arbllm_kernels/triton_kernels run on small CPU tensors of LLaMA-like shapes with a recorder in
+place of the launcher, so what is compiled is what they would start: the same constants, types and divisibility by 16.
+Registers, spills and shared memory are read with cuobjdump from Triton's wheel. The main loop is the longest stretch of
+SASS that ends in a branch back to its beginning; "instructions per weight" are its instructions times the threads of a
+program over the weights of one tile, both sides of branches included. Nothing is executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import triton
+from helpers import random_packed
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from arbllm_kernels import QuantConfig
+from arbllm_kernels.ops import packed_args
+from arbllm_kernels.triton_kernels.arb import refine_arb
+from arbllm_kernels.triton_kernels.arb_rc import refine_arb_rc
+from arbllm_kernels.triton_kernels.dequantize import dequantize
+from arbllm_kernels.triton_kernels.gemm import gemm
+from arbllm_kernels.triton_kernels.gemv import gemv
+from arbllm_kernels.triton_kernels.launch import launched_by
+from arbllm_kernels.triton_kernels.partition import partition, threshold_fractions
+from arbllm_kernels.triton_kernels.rounding import rounding_error
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE, PAGE = ROOT / "bench" / "aot.json", ROOT / "docs" / "gpu-compiled.md"
+TARGETS = (80, 90, 100, 120)
+TYPES = {
+    **{torch.float32: "*fp32", torch.float64: "*fp64", torch.float16: "*fp16", torch.bfloat16: "*bf16"},
+    **{torch.int32: "*i32", torch.uint8: "*u8"},
+}
+# per SM: registers, warps, programs, bytes of shared memory; bytes one program may have (CUDA programming guide)
+SM = {
+    80: (65536, 64, 32, 164 << 10, 163 << 10),
+    90: (65536, 64, 32, 228 << 10, 227 << 10),
+    100: (65536, 64, 32, 228 << 10, 227 << 10),
+    120: (65536, 48, 24, 100 << 10, 99 << 10),
+}
+Launch = tuple[str, Any, tuple[Any, ...], dict[str, Any]]  # name, kernel, arguments, options
+
+
+def recorded() -> Iterator[Launch]:
+    """One launch of every kernel and default configuration, named; nothing runs."""
+    found: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    seen = set()
+    with launched_by(lambda kernel, grid, *args, **options: found.append((kernel, args, options))):
+        for label, start in workloads().items():
+            found.clear()
+            start()
+            for kernel, args, options in found:
+                types = tuple(getattr(value, "dtype", type(value)) for value in args)
+                key = (kernel.__name__, types, tuple(sorted(options.items())))
+                if key not in seen:
+                    seen.add(key)
+                    names = [f"{k.lower()}={options[k]}" for k in ("BY", "ORDER", "NONZERO") if k in options]
+                    yield (
+                        " ".join([kernel.__name__, label, *(names if label == "search" else [])]),
+                        kernel,
+                        args,
+                        options,
+                    )
+
+
+def workloads() -> dict[str, Any]:
+    """What starts the kernels: ARB-RC + CGB and its relatives, blocks of 128, zones as the paper has them."""
+    n, k, m = 64, 128, 256
+    weight, zone, d = torch.ones(1, n, k), torch.zeros(1, n, k, dtype=torch.uint8), torch.ones(1, k)
+    S, cfg = torch.ones(1, k, k), QuantConfig()
+    fractions = threshold_fractions(cfg, weight.device)
+    pw = packed_args(random_packed(n, m, salient=0.08))
+    x = {dtype: torch.ones(64, m, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)}
+
+    def rounding() -> None:
+        scales = refine_arb_rc(weight, zone, 4, 2, 2, 0).rounded(torch.float16)
+        rounding_error(weight, d, zone, scales, 2)
+
+    def search() -> None:
+        partition(weight, d, cfg, fractions)
+        partition(weight, d, cfg, fractions, S)
+
+    return {
+        "arb-rc": lambda: refine_arb_rc(weight, zone, 4, 2, 2, 0),
+        "arb": lambda: refine_arb(weight, zone, 4, 2, 2, 1),
+        "arb-x": lambda: refine_arb(weight, zone, 4, 2, 2, 1, S),
+        "search": search,
+        "fp16 scales": rounding,
+        "dense": lambda: dequantize(*pw),
+        **{f"batch {b}": lambda b=b: gemv(x[torch.float16][:b], *pw) for b in (1, 2, 4, 8)},
+        "batch 16 fp16": lambda: gemm(x[torch.float16][:16], *pw),
+        **{f"batch 64 {str(t)[6:]}": lambda t=t: gemm(x[t], *pw) for t in x},
+    }
+
+
+def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: int) -> Any:
+    """The kernel as Triton's launcher would specialise it for these arguments."""
+    given = dict(zip(kernel.arg_names, args, strict=False))
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = options[parameter.name] if parameter.is_constexpr else given[parameter.name]
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1 and special):
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name], aligned = TYPES[value.dtype], True
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+            aligned = isinstance(value, int) and value % 16 == 0 and special
+        if aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    launch = {key: options[key] for key in ("num_warps", "num_stages", "enable_fp_fusion")}
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch)
+
+
+def figures(name: str, built: Any, options: dict[str, Any], arch: int) -> dict[str, Any]:
+    """What the compiler made of one kernel."""
+    usage = _tool("cuobjdump", "-res-usage", built.asm["cubin"])
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
+    sass = _tool("nvdisasm", "-c", built.asm["cubin"])
+    spills = len(re.findall(r"\b(?:STL|LDL)\b", sass))
+    threads = 32 * options["num_warps"]
+    loop = _main_loop(sass)
+    return {
+        "kernel": name,
+        "arch": arch,
+        "threads": threads,
+        "registers": registers,
+        "spills": spills,
+        "stack": stack,
+        "shared": built.metadata.shared,
+        "loop": loop,
+        "per_weight": round(loop * threads / (options["ROWS"] * options["COLS"]), 1) if "ROWS" in options else None,
+        "occupancy": round(_occupancy(registers, built.metadata.shared, options["num_warps"], arch), 2),
+    }
+
+
+def _tool(tool: str, flag: str, cubin: bytes) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([path, flag, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _main_loop(sass: str) -> int:
+    """Instructions of the longest stretch that branches back to its beginning; all of them where there is no loop."""
+    position, labels, loops, count = 0, {}, [], 0
+    for line in sass.splitlines():
+        label = re.match(r"\s*(\.L_x?_?\d+):", line)
+        if label:
+            labels[label[1]] = position
+        elif re.search(r"/\*[0-9a-f]{4,}\*/\s+\S", line):
+            position, count = position + 1, count + ("NOP" not in line)
+            target = re.search(r"BRA\S*\s.*?`\((\.L_x?_?\d+)\)", line)
+            if target and target[1] in labels and position - labels[target[1]] > 1:
+                loops.append(position - labels[target[1]])
+    return max(loops, default=count)
+
+
+def _occupancy(registers: int, shared: int, warps: int, arch: int) -> float:
+    all_registers, all_warps, programs, all_shared, _ = SM[arch]
+    per_warp = -(-registers * 32 // 256) * 256
+    fit = min(programs, all_warps // warps, all_registers // (per_warp * warps), all_shared // (shared + 1024))
+    return fit * warps / all_warps
+
+
+def problems(row: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+    """What is not allowed in a row, and what is worse than before."""
+    name = f"{row['kernel']}, sm_{row['arch']}"
+    found = [f"{name}: {row['spills']} spills"] if row["spills"] else []
+    if row["shared"] > SM[row["arch"]][4]:
+        found.append(f"{name}: {row['shared']} bytes of shared memory, a program may have {SM[row['arch']][4]}")
+    if before is None:
+        return [*found, f"{name}: not in {TABLE.name}; run bench/aot.py"]
+    if row["occupancy"] < before["occupancy"]:
+        found.append(f"{name}: occupancy {before['occupancy']} -> {row['occupancy']}")
+    found += [f"{name}: {k} {before[k]} -> {row[k]}" for k in ("shared", "loop") if row[k] > before[k] * 1.02]
+    return found
+
+
+def compare(arch: int, only: tuple[str, ...] | None = None) -> list[str]:
+    """Problems of the kernels (`only` those named) as compiled now, against the table."""
+    table = {(r["kernel"], r["arch"]): r for r in json.loads(TABLE.read_text())["rows"]}
+    found = []
+    for name, kernel, args, options in recorded():
+        if only is None or name in only:
+            row = figures(name, compiled(kernel, args, options, arch), options, arch)
+            found += problems(row, table.get((name, arch)))
+    return found
+
+
+def page(rows: list[dict[str, Any]], version: str) -> str:
+    lines = [
+        "# What the compiler makes of the Triton kernels",
+        "",
+        f"Written by `python bench/aot.py` with Triton {version}: compiled, never executed on a GPU. What the columns",
+        "mean is said there; occupancy is computed from registers and shared memory. No kernel spills.",
+        "",
+        "| kernel | sm | threads | registers | shared | loop, SASS | per weight | occupancy |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        cells = [r[c] for c in ("kernel", "arch", "threads", "registers", "shared", "loop", "per_weight", "occupancy")]
+        lines.append("| " + " | ".join("" if c is None else str(c) for c in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise SystemExit("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled")
+    if parser.parse_args().check:
+        found = compare(90)
+        raise SystemExit("\n".join(found) if found else 0)
+    rows, found = [], []
+    for name, kernel, args, options in recorded():
+        for arch in TARGETS:
+            rows.append(figures(name, compiled(kernel, args, options, arch), options, arch))
+            found += problems(rows[-1], rows[-1])
+            print(rows[-1], flush=True)
+    if found:
+        raise SystemExit("\n".join(found))
+    TABLE.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    PAGE.write_text(page(rows, triton.__version__))
+
+
+if __name__ == "__main__":
+    main()

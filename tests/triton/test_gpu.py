@@ -1,0 +1,92 @@
+"""On a CUDA device, with fresh random inputs: numbers, no waiting, CUDA graphs. `make test-gpu` runs these."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import random_packed
+from products import LAYOUTS, assert_product
+
+from arbllm_kernels import ARBLinear, QuantConfig, linear, quantize_weight
+from arbllm_kernels.config import PAPER_METHODS
+from arbllm_kernels.methods import hessian_factor
+from arbllm_kernels.triton_kernels.solve import block_loop
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    print("seed", torch.seed())
+
+
+def layer(n, m):
+    x = torch.randn(4 * m, m) @ (torch.eye(m) + 0.2 * torch.randn(m, m) / m**0.5)
+    return torch.randn(n, m) * torch.rand(m).add(0.3) * 0.02, 2 * x.T @ x / 8
+
+
+@pytest.mark.parametrize("method", PAPER_METHODS)
+def test_the_solver_is_as_good_as_the_plain_one(method):
+    cfg, (W, H) = QuantConfig(method=method), layer(256, 384)
+    found = quantize_weight(W.cuda(), H.cuda(), cfg, backend="triton").to("cpu")
+    expected = quantize_weight(W, H, cfg, backend="torch")
+    same = (found.salient_mask == expected.salient_mask).float().mean()
+    assert same > 0.97, "candidates that tie to rounding may go either way, hardly more"
+    errors = [float((W - pw.dequantize()).square().sum()) for pw in (found, expected)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+
+
+@pytest.mark.parametrize("method", PAPER_METHODS)
+def test_the_block_loop_never_waits(method):
+    cfg, (W, H) = QuantConfig(method=method), layer(64, 256)
+    factor = hessian_factor(H.cuda(), cfg.damp)
+    S = (H / 2).cuda()[None] if method == "arb-x" else None
+    for mode in ("default", "error"):  # the first run compiles
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            block_loop(W.cuda()[None].clone(), [factor.U], cfg, S)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 9, 16, 17, 200])
+@pytest.mark.parametrize("name", ["arb-rc + cgb", "short last block", "means", "coded row scales"])
+def test_products(name, batch, dtype):
+    rows, cols, size, options = LAYOUTS[name]
+    pw = random_packed(rows, cols, size, **options)
+    x = torch.randn(batch, cols).to(dtype)
+    y = linear(x.cuda(), pw.to("cuda"))
+    assert_product(y.cpu(), x, pw, rounds_weights=dtype is not torch.float32)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_dequantize_has_the_bits_of_the_oracle(name):
+    rows, cols, size, options = LAYOUTS[name]
+    pw = random_packed(rows, cols, size, **options)
+    assert torch.equal(ARBLinear(pw).cuda().dequantize().cpu(), pw.dequantize())
+
+
+def test_gradients():
+    pw = random_packed(64, 256)
+    x = torch.randn(5, 256, device="cuda", requires_grad=True)
+    linear(x, pw.to("cuda")).square().sum().backward()
+    dense = pw.dequantize()
+    torch.testing.assert_close(x.grad.cpu(), 2 * (x.detach().cpu() @ dense.T) @ dense, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_a_cuda_graph_replays_the_layer(batch):
+    layer = ARBLinear(random_packed(256, 512)).cuda()
+    x = torch.randn(batch, 512, device="cuda", dtype=torch.float16)
+    layer(x)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = layer(x)
+    x.copy_(torch.randn(batch, 512))
+    graph.replay()
+    torch.testing.assert_close(y, layer(x))
