@@ -125,7 +125,7 @@ class QuantConfig:
         if name == "paper":
             return cls()
         bits = {"best": 2.9, "compact": 2.3}[name]
-        return cls(method="arb-levels", block_size=256, bits=bits, sequential=True)
+        return cls(method="arb-levels", block_size=2048, bits=bits, sequential=True)
 
     @property
     def label(self) -> str:

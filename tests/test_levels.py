@@ -121,7 +121,7 @@ def test_bits_are_a_limit_that_is_used(shape, bits):
 
 def nbytes(n: int, m: int, size: int, salient: int) -> int:
     words, blocks = -(-m // 64) * 8, -(-m // size)
-    return n * (2 * words + 6 * blocks + 2) + words + 4 * m + -(-n * salient // 64) * 8
+    return n * (2 * words + 6 * blocks + 2) + words + (4 if blocks > 1 else 2) * m + -(-n * salient // 64) * 8
 
 
 def test_the_size_formula_is_the_files():

@@ -73,11 +73,15 @@ def block_size(cols: int, wanted: int) -> int:
     return -(-cols // (blocks * WORD)) * WORD
 
 
-def salient_count(rows: int, cols: int, size: int, bits: float) -> int:
-    """How many salient columns a matrix may have to take at most `bits` bits per weight, everything counted."""
+def salient_count(rows: int, cols: int, size: int, bits: float, scale_bits: int = 16) -> int:
+    """How many salient columns a matrix may have to take at most `bits` bits per weight, everything counted.
+
+    A matrix of several blocks also stores which column is where; in a single block that follows from the bitmap.
+    """
     words = -(-cols // WORD) * WORD
     blocks = -(-cols // size)
-    fixed = rows * (2 * words + 8 * SCALES * blocks + 16) + words + 32 * cols
+    column = scale_bits + (16 if blocks > 1 else 0)
+    fixed = rows * (2 * words + 8 * SCALES * blocks + scale_bits) + words + column * cols
     return max(0, min(cols, int((bits * rows * cols - fixed - WORD) // rows)))
 
 
@@ -93,7 +97,7 @@ def solve(weight: Tensor, factor: Factor, cfg: QuantConfig, storage: torch.dtype
         raise TypeError("levels need a factor with its Hessian and column order")
     size = block_size(m, cfg.block_size)
     w = weight.T[order].contiguous()
-    count = m if cfg.bits is None else salient_count(n, m, size, cfg.bits)
+    count = m if cfg.bits is None else salient_count(n, m, size, cfg.bits, 8 * storage.itemsize)
     salient = torch.zeros(m, dtype=torch.bool, device=w.device)
     salient[(w.square().sum(1) / factor.U.square().sum(0)).argsort(descending=True, stable=True)[:count]] = True
     coded = start(w, salient, factor.U.diagonal(), size, cfg.iters, storage, engine)
@@ -106,8 +110,12 @@ def solve(weight: Tensor, factor: Factor, cfg: QuantConfig, storage: torch.dtype
         raise InputError(
             f"W [{n}, {m}]: a scale left the range of its storage; use QuantConfig(scale_dtype='fp32') or a larger damp"
         )
-    blocks, places = to_blocks(coded, size, storage)
-    return Solved(blocks, error, size, order[places])
+    if m <= size:
+        return Solved([to_block(coded, 0, order.argsort(), storage)], error, size)
+    starts = range(0, m, size)
+    places = [a + torch.argsort(~salient[a : a + size], stable=True) for a in starts]
+    blocks = [to_block(coded, index, local, storage) for index, local in enumerate(places)]
+    return Solved(blocks, error, size, order[torch.cat(places)])
 
 
 def start(w: Tensor, salient: Tensor, d: Tensor, size: int, iters: int, storage: torch.dtype, engine: Engine) -> Coded:
@@ -237,30 +245,22 @@ def sweep(
 TORCH = Engine(fit, sweep)
 
 
-def to_blocks(coded: Coded, size: int, storage: torch.dtype) -> tuple[list[Block], Tensor]:
-    """Blocks with their salient columns first, and the place in `coded` that each of their columns has."""
-    blocks, places = [], []
-    for index, a in enumerate(range(0, len(coded.col), size)):
-        local = a + torch.argsort(~coded.salient[a : a + size], stable=True)
-        salient, code = coded.salient[local], coded.code[local].T
-        level = code & 3
-        sign = code >= 4
-        blocks.append(
-            Block(
-                salient=salient,
-                group=torch.where(salient, level >> 1, level).long(),
-                sign=sign,
-                second=sign ^ (level & 1).bool(),
-                row_scale=coded.units[index].T,
-                mean=None,
-                col_scale=coded.col[None, local].to(storage),
-                col_scale2=None,
-                salient_groups=2,
-                row_base=coded.base.to(storage),
-            )
-        )
-        places.append(local)
-    return blocks, torch.cat(places)
+def to_block(coded: Coded, index: int, places: Tensor, storage: torch.dtype) -> Block:
+    """The columns at some places of `coded`, all of one block, as that block in the given order."""
+    salient, code = coded.salient[places], coded.code[places].T
+    level, sign = code & 3, code >= 4
+    return Block(
+        salient=salient,
+        group=torch.where(salient, level >> 1, level).long(),
+        sign=sign,
+        second=sign ^ (level & 1).bool(),
+        row_scale=coded.units[index].T,
+        mean=None,
+        col_scale=coded.col[None, places].to(storage),
+        col_scale2=None,
+        salient_groups=2,
+        row_base=coded.base.to(storage),
+    )
 
 
 def _refit(coded: Coded, index: int, a: int, work: Tensor, importance: Tensor, engine: Engine) -> None:
