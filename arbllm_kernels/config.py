@@ -16,6 +16,7 @@ PAPER_METHODS = ("billm", "arb", "arb-x", "arb-rc")
 METHODS = (*PAPER_METHODS, "arb-levels")
 METRICS = ("hessian", "magnitude")
 PRESETS = ("paper", "best", "compact")
+DEFAULT_PRESET = "paper"  # of the command line
 LEAST_BITS = 2.0  # a sign and a group bit per weight
 SCALE_DTYPES = ("fp16", "fp32")
 GROUPS = (1, 2, 4)
@@ -125,7 +126,7 @@ class QuantConfig:
         if name == "paper":
             return cls()
         bits = {"best": 2.9, "compact": 2.3}[name]
-        return cls(method="arb-levels", block_size=2048, bits=bits, sequential=True)
+        return cls(method="arb-levels", block_size=2048, bits=bits, damp=0.1, sequential=True)
 
     @property
     def label(self) -> str:

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 import arbllm_kernels as arb
-from arbllm_kernels.config import METHODS
+from arbllm_kernels.config import PAPER_METHODS, PRESETS
 from arbllm_kernels.evaluate import load_any, perplexity, text_ids
 from arbllm_kernels.inspect import WeightReport, inspect
 from arbllm_kernels.pipeline import quantize_checkpoint
@@ -31,14 +31,15 @@ def formula_bits(w: WeightReport, cgb: bool) -> float:
     """Bits of one matrix by the closed formulas; c salient columns, n x m, block k, fp16 scales, two groups."""
     (n, m), c = w.shape, w.salient_columns
     per_block = -(-m // w.block_size) / m  # 1 / k, exactly, for a short last block too
+    if w.method == "arb-levels":
+        return 2 + c / m + 48 * per_block + 16 / m + (17 if m <= w.block_size else 33) / n
     if w.method == "arb-rc":
         return 2 + c / m + (96 if cgb else 64) * per_block + (33 + 32 * c / m) / n
     return 2 + (n * c + m) / (n * m) + (160 if cgb else 112) * per_block
 
 
-def measure(source: str, cfg: arb.QuantConfig, args: argparse.Namespace) -> dict:
-    """One row: quantize, load, evaluate, count; or what an earlier run recorded."""
-    name = cfg.method + (".cgb" if cfg.cgb else "")
+def measure(source: str, name: str, cfg: arb.QuantConfig, args: argparse.Namespace) -> dict:
+    """One row: quantize, load, evaluate, count; or what an earlier run recorded under this name."""
     out, record = args.out / f"{name}.arb", args.out / f"{name}.json"
     if record.exists():
         return json.loads(record.read_text())
@@ -100,15 +101,17 @@ def main() -> None:
     p.add_argument("--seqlen", type=int, default=512)
     p.add_argument("--eval-seqlen", type=int, default=1024)
     p.add_argument("--windows", type=int, default=32)
-    p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    p.add_argument("--methods", nargs="*", default=list(PAPER_METHODS), choices=PAPER_METHODS)
+    p.add_argument("--presets", nargs="*", default=["best", "compact"], choices=PRESETS)
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [fp32_row(args.model, args)]
-    for method in args.methods:
-        for cgb in (False, True):
-            cfg = arb.QuantConfig(method=method, cgb=cgb)
-            console.rule(cfg.label)
-            rows.append(measure(args.model, cfg, args))
+    papers = [(method, cgb) for method in args.methods for cgb in (False, True)]
+    configs = {m + (".cgb" if cgb else ""): arb.QuantConfig(method=m, cgb=cgb) for m, cgb in papers}
+    configs |= {preset: arb.QuantConfig.preset(preset) for preset in args.presets}
+    for name, cfg in configs.items():
+        console.rule(cfg.label)
+        rows.append(measure(args.model, name, cfg, args))
     console.rule()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print_table(rows)

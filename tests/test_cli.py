@@ -219,3 +219,16 @@ def test_chat_needs_a_template(capsys, tmp_path):
 @pytest.mark.parametrize("command", sorted(get_command(cli.app).commands))
 def test_help_has_an_example(capsys, command):
     assert f"arbllm {command} " in run(capsys, command, "--help")
+
+
+def test_presets(capsys, folder, tmp_path):
+    out = tmp_path / "compact.arb"
+    options = ["--calib", folder / "text.txt", "--samples", "2", "--seqlen", "32", "--preset", "compact"]
+    printed = run(capsys, "quantize", folder, out, *options, "--block-size", "64")
+    assert "ARB-levels, 2.3 bits" in printed
+    report = json.loads(run(capsys, "inspect", out, "--json"))
+    assert {weight["method"] for weight in report["weights"]} == {"arb-levels"}
+    code, _, err = attempt(capsys, "quantize", folder, tmp_path / "no.arb", "--preset", "tiny")
+    assert code == 1 and "must be one of paper, best, compact" in err
+    code, _, err = attempt(capsys, "quantize", folder, tmp_path / "no.arb", "--preset", "paper", "--bits", "2.3")
+    assert code == 1 and "only method 'arb-levels' meets a target" in err

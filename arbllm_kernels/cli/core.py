@@ -7,13 +7,13 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ..calibration import SAMPLES, SEQLEN
-from ..config import METHODS, METRICS, SCALE_DTYPES, QuantConfig
+from ..config import DEFAULT_PRESET, METHODS, METRICS, PRESETS, SCALE_DTYPES, QuantConfig
 from .common import Dtype, FileArgument, ModelArgument, Threads, app, console, errors, load, print_table, set_threads
 
 
@@ -21,15 +21,23 @@ from .common import Dtype, FileArgument, ModelArgument, Threads, app, console, e
 def quantize(
     model: Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or a .gguf file.")],
     out: Annotated[Path, typer.Argument(help="The .arb file to write.")],
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "arb-rc",
-    cgb: Annotated[bool, typer.Option(help="Column-group bitmap: groups among salient columns too.")] = True,
-    groups: Annotated[int, typer.Option(help="Magnitude groups: 1, 2 or 4.")] = 2,
-    block_size: Annotated[int, typer.Option(help="Columns per block.")] = 128,
-    iters: Annotated[int, typer.Option(help="Refinement iterations.")] = 15,
-    salient_order: Annotated[int, typer.Option(help="Binary planes on salient columns: 1 or 2.")] = 2,
-    metric: Annotated[str, typer.Option(help=f"Sensitivity: {' or '.join(METRICS)}.")] = "hessian",
-    damp: Annotated[float, typer.Option(help="Share of mean(diag H) added to the diagonal of H.")] = 0.01,
-    scale_dtype: Annotated[str, typer.Option(help=f"Storage of scales: {' or '.join(SCALE_DTYPES)}.")] = "fp16",
+    preset: Annotated[
+        str, typer.Option(help=f"One of {', '.join(PRESETS)}; the options below change it.")
+    ] = DEFAULT_PRESET,
+    bits: Annotated[
+        float | None, typer.Option(help="True bits per weight that no matrix exceeds (presets best and compact).")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(METHODS)}; starts from the preset paper.")
+    ] = None,
+    cgb: Annotated[bool | None, typer.Option(help="Column-group bitmap: groups among salient columns too.")] = None,
+    groups: Annotated[int | None, typer.Option(help="Magnitude groups: 1, 2 or 4.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Columns per block.")] = None,
+    iters: Annotated[int | None, typer.Option(help="Refinement iterations.")] = None,
+    salient_order: Annotated[int | None, typer.Option(help="Binary planes on salient columns: 1 or 2.")] = None,
+    metric: Annotated[str | None, typer.Option(help=f"Sensitivity: {' or '.join(METRICS)}.")] = None,
+    damp: Annotated[float | None, typer.Option(help="Share of mean(diag H) added to the diagonal of H.")] = None,
+    scale_dtype: Annotated[str | None, typer.Option(help=f"Storage of scales: {' or '.join(SCALE_DTYPES)}.")] = None,
     calib: Annotated[
         str,
         typer.Option(help="Calibration text: a .txt, .jsonl or .parquet file, hub:NAME[[:config]:split], or self."),
@@ -54,22 +62,26 @@ def quantize(
     \b
     arbllm quantize ./SmolLM2-135M smol.arb
     arbllm quantize model.gguf out.arb --calib corpus.txt --samples 128 --seqlen 2048
+    arbllm quantize model.gguf small.arb --preset compact
     arbllm quantize org/model out.arb --method arb-x --no-cgb --resume
     """
     from ..pipeline import quantize_checkpoint
 
     set_threads(threads)
-    cfg = QuantConfig(
-        method=method,
-        cgb=cgb,
-        groups=groups,
-        block_size=block_size,
-        iters=iters,
-        salient_order=salient_order,
-        metric=metric,
-        damp=damp,
-        scale_dtype=scale_dtype,
-    )
+    given: dict[str, Any] = {
+        "bits": bits,
+        "method": method,
+        "cgb": cgb,
+        "groups": groups,
+        "block_size": block_size,
+        "iters": iters,
+        "salient_order": salient_order,
+        "metric": metric,
+        "damp": damp,
+        "scale_dtype": scale_dtype,
+    }
+    base = QuantConfig.preset(preset if method is None else "paper")
+    cfg = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     console.print(f"{cfg.label}: {model} -> {out}")
     try:
         summary = quantize_checkpoint(
