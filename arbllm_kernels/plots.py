@@ -91,12 +91,13 @@ def perplexity_plot(points: Sequence[Measurement]) -> str:
     """Every measured model as a labelled point."""
     figure, (axes,) = _figure(height=4.5)
     axes.scatter([p.megabytes for p in points], [p.perplexity for p in points], color=BEFORE)
-    for i, point in enumerate(sorted(points, key=lambda p: p.perplexity)):
-        above = 5 if i % 2 else -11  # neighbours of similar perplexity would cover each other
+    near = 0.1 * (max(p.megabytes for p in points) - min(p.megabytes for p in points))
+    for point in points:
+        below = [p for p in points if p.perplexity < point.perplexity and abs(p.megabytes - point.megabytes) < near]
         axes.annotate(
             f"{point.label} {point.perplexity:.4g}",
             (point.megabytes, point.perplexity),
-            xytext=(6, above),
+            xytext=(6, 5 if below else -11),  # away from a neighbour's label
             textcoords="offset points",
             fontsize=9,
         )
