@@ -6,7 +6,8 @@
     arb::dequantize                            the CUDA extension where it was built, else Triton
     the solver                                 Triton, for blocks that fit its registers; else methods/ in plain torch
 
-Nothing here was ever executed on a GPU; docs/gpu-kernels.md says what was proved instead.
+Nothing here was ever executed on a GPU; docs/gpu-kernels.md and docs/gpu-cuda.md say what was proved
+instead.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every tile size and launch option of every kernel: the one place to tune.
 
-The defaults need no tuning run. They come from counting: registers and occupancy as compiled (docs/gpu-kernels.md),
+The defaults need no tuning run. They come from counting: registers and occupancy as compiled (docs/gpu-compiled.md),
 enough programs for a hundred SMs at 4096 rows. `enable_fp_fusion` is always explicit, because Triton's default changes.
 """
 

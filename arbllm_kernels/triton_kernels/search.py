@@ -6,9 +6,8 @@ largest sum |s|", c = 1, 2, ... Groups: the cut is |s| >= t, for every candidate
 
 The oracle sorts each row and reads prefix sums. Here a row stays in registers and each candidate is evaluated as it is
 written in the paper: mean, mean absolute deviation, the residual's mean and deviation, for both sides at once, since
-an entry is on one side only. That is ten times the arithmetic of the sorted search and still under a millisecond for
-4096 rows, and no sum is a difference of larger ones: float32 suffices inside a row, where prefix sums would need
-float64. Gains of rows are added in float64.
+an entry is on one side only. That is ten times the arithmetic of the sorted search, but no sum is a difference of
+larger ones: float32 suffices inside a row, where prefix sums would need float64. Gains of rows are added in float64.
 
 Grid: (tiles of rows, chunks of candidates, matrices). In registers: a tile [ROWS, COLS] of s, its members, one
 candidate's sides. Every program leaves the gains of its candidates; choose.py adds them up and decides.

@@ -1,4 +1,4 @@
-// y = x W^T for few rows of x, on the tensor cores, reading the bit planes once. docs/gpu-kernels.md gives the reasons.
+// y = x W^T for few rows of x, on the tensor cores, reading the bit planes once. docs/gpu-cuda.md gives the reasons.
 //
 // A block of threads multiplies 32 rows of W per warp, 4 or 8 warps, by chunks of 512 columns; a chunk is four units of
 // 128 columns, and a unit lies in one block of the weight. The group plane splits the signs into two matrices A0, A1
@@ -452,7 +452,7 @@ __device__ __forceinline__ void multiply_unit(const Weight& w, const Unit& unit,
         subtract_means<kGroups, kTiles>(scales, mean_sums, y);
     }
     if (w.has_second && unit.salient > 0) {
-        // Lanes of zone 0 have no use for these sums: their scales are zero.
+        // Lanes of zone 0 take part in the shuffles and products, and do not add these sums.
         Sums<kGroups, kTiles> sums2 = {};
         load_scales<kGroups>(w, lines, unit, 1, true, scales);
 #pragma unroll 1

@@ -14,7 +14,7 @@ constexpr int64_t kMaxBlock = 65536;
 constexpr int64_t kMaxSecondWords = int64_t{1} << 31;
 constexpr int64_t kMaxBatch = 65535;
 constexpr int kMaxGrid = 1 << 16;
-constexpr int kWarpsPerProcessor = 12;  // so many warps in flight hide the memory's latency; docs/gpu-kernels.md
+constexpr int kWarpsPerProcessor = 12;  // so many warps in flight hide the memory's latency; docs/gpu-cuda.md
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
