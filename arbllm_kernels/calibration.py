@@ -22,7 +22,7 @@ SELF = "self"
 HUB = "hub:"
 BATCH = 32  # sequences the model writes together
 SAMPLES, SEQLEN = 32, 512  # calibration windows and tokens per window; the paper takes 128 and 2048
-KINDS = "a .txt, .jsonl or .parquet file, hub:NAME[[:config]:split], or self"
+KINDS = "a .txt, .raw, .jsonl or .parquet file, hub:NAME[[:config]:split], or self"
 
 
 def is_self(spec: str | Path) -> bool:
@@ -89,7 +89,7 @@ def check_source(spec: str | Path) -> None:
         return
     path = Path(spec).expanduser()
     if path.suffix not in READERS:
-        raise CalibrationError(f"{spec}: unknown kind of calibration text; give {KINDS}")
+        raise CalibrationError(f"{spec}: unknown kind of text; give {KINDS}")
     if not path.is_file():
         raise CalibrationError(f"{spec}: no such file")
 

@@ -16,10 +16,11 @@ PAPER_METHODS = ("billm", "arb", "arb-x", "arb-rc")
 METHODS = (*PAPER_METHODS, "arb-levels")
 METRICS = ("hessian", "magnitude")
 PRESETS = ("paper", "best", "compact")
-DEFAULT_PRESET = "paper"  # of the command line
+DEFAULT_PRESET = "best"  # of the command line
 LEAST_BITS = 2.0  # a sign and a group bit per weight
 SCALE_DTYPES = ("fp16", "fp32")
 GROUPS = (1, 2, 4)
+NEWER_FIELDS = ("bits", "sweeps", "sequential", "correction")  # unknown to the first readers of version 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class QuantConfig:
         thresholds: candidate split thresholds, evenly spaced quantiles of |s| from 10 % to 90 %.
         damp: share of mean(diag H) added to the diagonal of H before it is inverted.
         scale_dtype: storage of scales and means, "fp16" or "fp32".
-        bits: "arb-levels" only: true bits per weight that no matrix exceeds; None: every column is salient.
+        bits: "arb-levels" only: true bits per weight that no matrix exceeds, unless it needs more with no salient column
+            at all (a matrix so small that scales outweigh it); None: every column is salient.
         sweeps: "arb-levels" only: rounds of coordinate descent over all columns.
         sequential: the linears of a layer are quantized in the order of their use, each from the inputs that the
             quantized ones before it give; False, as in the paper: from inputs within the dense layer.
@@ -126,7 +128,7 @@ class QuantConfig:
         if name == "paper":
             return cls()
         bits = {"best": 2.9, "compact": 2.3}[name]
-        return cls(method="arb-levels", block_size=2048, bits=bits, damp=0.1, sequential=True)
+        return cls(method="arb-levels", block_size=2048, bits=bits, damp=0.1)
 
     @property
     def label(self) -> str:
@@ -137,8 +139,10 @@ class QuantConfig:
         return f"{name} + CGB" if self.cgb else name
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values, for JSON. What came after the paper's knobs is there only where it is set, so that a file of the
+        paper's methods keeps its bytes."""
+        newer = {f.name: f.default for f in dataclasses.fields(self) if f.name in NEWER_FIELDS}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in newer or v != newer[k]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> QuantConfig:

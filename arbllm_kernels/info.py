@@ -13,7 +13,14 @@ PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "accelerate", "gguf", "numpy"),
     *("triton", "datasets", "lm-eval", "matplotlib", "vllm"),
 )
-VARIABLES = ("ARBLLM_FORCE_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "HF_HUB_OFFLINE")
+VARIABLES = (
+    "ARBLLM_FORCE_ISA",
+    "ARBLLM_ACTIVATIONS",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "TRITON_INTERPRET",
+    "HF_HUB_OFFLINE",
+)
 ABSENT = "not installed"
 
 

@@ -50,8 +50,9 @@ def main() -> None:
     text = OUT.with_suffix(".txt")
     text.write_text(calibration)
     start = time.perf_counter()
-    console.rule("quantize: ARB-RC + CGB, calibrated on 32 windows of 512 tokens")
-    quantize_checkpoint(source, OUT, arb.QuantConfig(), text, samples=32, seqlen=512, overwrite=True, progress=True)
+    cfg = arb.QuantConfig.preset("best")
+    console.rule(f"quantize: {cfg.label}, calibrated on 32 windows of 512 tokens")
+    quantize_checkpoint(source, OUT, cfg, text, samples=32, seqlen=512, overwrite=True, progress=True)
     seconds = time.perf_counter() - start
 
     console.rule(f"evaluate: {WINDOWS} windows of {SEQLEN} tokens of the reference's second half")

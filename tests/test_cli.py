@@ -13,6 +13,8 @@ from typer.main import get_command
 
 import arbllm_kernels as arb
 from arbllm_kernels import cli
+from arbllm_kernels.cli import core
+from arbllm_kernels.config import QuantConfig
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +234,20 @@ def test_presets(capsys, folder, tmp_path):
     assert code == 1 and "must be one of paper, best, compact" in err
     code, _, err = attempt(capsys, "quantize", folder, tmp_path / "no.arb", "--preset", "paper", "--bits", "2.3")
     assert code == 1 and "only method 'arb-levels' meets a target" in err
+    code, _, err = attempt(capsys, "quantize", folder, tmp_path / "no.arb", "--preset", "best", "--method", "arb-rc")
+    assert code == 1 and "--preset best and --method arb-rc do not go together" in err
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "expected"),
+    [
+        (None, None, QuantConfig.preset("best")),
+        ("paper", None, QuantConfig()),
+        ("paper", "arb-x", QuantConfig()),
+        (None, "arb-rc", QuantConfig()),
+        (None, "arb-levels", QuantConfig.preset("best")),
+        ("compact", "arb-levels", QuantConfig.preset("compact")),
+    ],
+)
+def test_what_the_other_options_change(preset, method, expected):
+    assert core._start(preset, method) == expected

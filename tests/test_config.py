@@ -26,6 +26,14 @@ def test_survives_json(method, cgb):
     assert config.salient_groups == (4 if cgb else 1)
 
 
+def test_a_config_of_the_paper_is_written_as_before_there_were_other_methods():
+    values = QuantConfig().to_dict()
+    assert not {"bits", "sweeps", "sequential", "correction"} & set(values)
+    best = QuantConfig.preset("best").to_dict()
+    assert best["bits"] == 2.9 and "sweeps" not in best
+    assert QuantConfig.from_dict(best) == QuantConfig.preset("best")
+
+
 @pytest.mark.parametrize(("method", "label"), [("billm", "BiLLM"), ("arb", "ARB"), ("arb-x", "ARB-X")])
 def test_labels(method, label):
     assert QuantConfig(method=method, cgb=False).label == label

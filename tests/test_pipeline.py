@@ -319,8 +319,8 @@ def test_bad_outputs_are_refused_before_work_starts(tmp_path: Path, monkeypatch:
     run(tmp_path / "m.arb", overwrite=True)
     assert len(_packed(load(tmp_path / "m.arb")[0])) == 14
     new = tmp_path / "new.arb"
-    with pytest.raises(InputError, match="embed_dtype = 'int8'"):
-        run(new, embed_dtype="int8")
+    with pytest.raises(InputError, match="embed_dtype = 'int4'"):
+        run(new, embed_dtype="int4")
     with pytest.raises(CalibrationError, match="no such file"):
         run(new, ids=tmp_path / "brown.txt")
     (tmp_path / "brown.txt").write_text("some words")

@@ -13,7 +13,8 @@ import typer
 from rich.table import Table
 
 from ..calibration import SAMPLES, SEQLEN
-from ..config import DEFAULT_PRESET, METHODS, METRICS, PRESETS, SCALE_DTYPES, QuantConfig
+from ..config import DEFAULT_PRESET, METHODS, METRICS, PAPER_METHODS, PRESETS, SCALE_DTYPES, QuantConfig
+from ..errors import InputError
 from .common import Dtype, FileArgument, ModelArgument, Threads, app, console, errors, load, print_table, set_threads
 
 
@@ -22,13 +23,13 @@ def quantize(
     model: Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or a .gguf file.")],
     out: Annotated[Path, typer.Argument(help="The .arb file to write.")],
     preset: Annotated[
-        str, typer.Option(help=f"One of {', '.join(PRESETS)}; the options below change it.")
-    ] = DEFAULT_PRESET,
+        str | None, typer.Option(help=f"One of {', '.join(PRESETS)}, or none for {DEFAULT_PRESET}; options change it.")
+    ] = None,
     bits: Annotated[
-        float | None, typer.Option(help="True bits per weight that no matrix exceeds (presets best and compact).")
+        float | None, typer.Option(help="Presets best and compact: true bits per weight to stay within.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(METHODS)}; starts from the preset paper.")
+        str | None, typer.Option(help=f"One of {', '.join(METHODS)}, with the preset's settings that it belongs to.")
     ] = None,
     cgb: Annotated[bool | None, typer.Option(help="Column-group bitmap: groups among salient columns too.")] = None,
     groups: Annotated[int | None, typer.Option(help="Magnitude groups: 1, 2 or 4.")] = None,
@@ -80,8 +81,9 @@ def quantize(
         "damp": damp,
         "scale_dtype": scale_dtype,
     }
-    base = QuantConfig.preset(preset if method is None else "paper")
-    cfg = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+    cfg = dataclasses.replace(
+        _start(preset, method), **{name: value for name, value in given.items() if value is not None}
+    )
     console.print(f"{cfg.label}: {model} -> {out}")
     try:
         summary = quantize_checkpoint(
@@ -104,6 +106,16 @@ def quantize(
         raise typer.Exit(130) from stop
     console.print(summary.table())
     _print_split(out)
+
+
+def _start(preset: str | None, method: str | None) -> QuantConfig:
+    """The preset that the other options change: the one asked for, or the one that a method belongs to."""
+    if method is None:
+        return QuantConfig.preset(preset or DEFAULT_PRESET)
+    start = QuantConfig.preset(preset or ("paper" if method in PAPER_METHODS else DEFAULT_PRESET))
+    if (start.method in PAPER_METHODS) != (method in PAPER_METHODS):
+        raise InputError(f"--preset {preset} and --method {method} do not go together: leave one out")
+    return start
 
 
 @app.command()
