@@ -40,8 +40,8 @@ class QuantConfig:
         thresholds: candidate split thresholds, evenly spaced quantiles of |s| from 10 % to 90 %.
         damp: share of mean(diag H) added to the diagonal of H before it is inverted.
         scale_dtype: storage of scales and means, "fp16" or "fp32".
-        bits: "arb-levels" only: true bits per weight that no matrix exceeds, unless it needs more with no salient column
-            at all (a matrix so small that scales outweigh it); None: every column is salient.
+        bits: "arb-levels" only: true bits per weight that no matrix exceeds, unless it needs more without any
+            salient column (one so small that scales outweigh it); None: every column is salient.
         sweeps: "arb-levels" only: rounds of coordinate descent over all columns.
         sequential: the linears of a layer are quantized in the order of their use, each from the inputs that the
             quantized ones before it give; False, as in the paper: from inputs within the dense layer.
@@ -139,8 +139,10 @@ class QuantConfig:
         return f"{name} + CGB" if self.cgb else name
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON. What came after the paper's knobs is there only where it is set, so that a file of the
-        paper's methods keeps its bytes."""
+        """Plain values, for JSON.
+
+        What came after the paper's knobs is there only where it is set, so that files of its methods keep their bytes.
+        """
         newer = {f.name: f.default for f in dataclasses.fields(self) if f.name in NEWER_FIELDS}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in newer or v != newer[k]}
 
