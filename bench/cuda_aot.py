@@ -97,7 +97,7 @@ def _row(name: str, arch: int, usage: str, sass: str, groups: int, tiles: int) -
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
     spills = len(re.findall(r"\b(?:STL|LDL)\b", sass))
     threads = 128 if groups else 256
-    shared = 4 * (16 + 6144 * tiles) + 4 * groups * 2048 if groups else 0  # gemv_bytes, four warps, one stage
+    shared = shared_bytes(groups, tiles) if groups else 0
     loop, products = _main_loop(sass) if groups else (None, None)
     return {
         "kernel": name,
@@ -111,6 +111,11 @@ def _row(name: str, arch: int, usage: str, sass: str, groups: int, tiles: int) -
         "tensor": products,
         "per_weight": None if loop is None else round(loop / WEIGHTS, 2),
     }
+
+
+def shared_bytes(groups: int, tiles: int) -> int:
+    """gemv_bytes of csrc/cuda/gemv.cuh for four warps, one stage and a second plane; a test asks the launchers."""
+    return 4 * (16 + 6144 * tiles) + 4 * groups * 2048
 
 
 def _warps(arch: int, registers: int, shared: int, threads: int) -> int:
@@ -145,7 +150,7 @@ def worse(now: list[Row], before: list[Row]) -> list[str]:
         if old is None:
             found.append(f"{row['kernel']} on sm_{row['arch']} is not in {TABLE.name}: run bench/cuda_aot.py")
             continue
-        for key in ("registers", "spills", "stack", "shared", "instructions"):
+        for key in ("registers", "spills", "stack", "instructions"):
             if (row[key] or 0) > (old[key] or 0):  # type: ignore[operator]
                 found.append(f"{row['kernel']} on sm_{row['arch']}: {key} {old[key]} -> {row[key]}")
     return found

@@ -64,7 +64,8 @@ struct Lane {
 
 // ---- planes: global -> shared, 64 contiguous bytes per row
 
-// Where word 0..15 of a row is staged. Pieces of 16 bytes change places so that no two lanes of a read share a bank.
+// Where word 0..15 of a row is staged. Pieces of 16 bytes change places so that lanes (g, t) that read word t of row g
+// share no bank; where a lane is a row, four share one.
 __device__ __forceinline__ int staged_at(int row, int word) { return row * 16 + (word ^ (row * 2 & 12)); }
 
 // kBytes: 16, or 8 where rows are not aligned to more.

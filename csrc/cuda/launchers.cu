@@ -139,12 +139,6 @@ bool is_x_type(int64_t type) { return type == ARB_F32 || type == ARB_F16 || type
 
 int parts_of(int64_t x_type) { return x_type == ARB_F32 ? 3 : 2; }
 
-// Warps, and so rows, per block of threads: the more, the fewer prepare the same activations.
-int warps_of(const Weight& w, const Device& device) {
-    const int64_t blocks = divide_up(w.rows, kManyWarps * kWarpRows) * divide_up(w.cols, kChunk);
-    return blocks >= device.processors ? kManyWarps : kFewWarps;
-}
-
 // Splits of the columns among blocks of threads. They depend on shape and device alone, so that a row of y does not
 // depend on the batch.
 int splits_of(const Weight& w, const Device& device) {
@@ -154,26 +148,39 @@ int splits_of(const Weight& w, const Device& device) {
     return static_cast<int>(each > 1 ? divide_up(chunks, each) : chunks);
 }
 
+// Warps, and so rows, per block of threads: many share the prepared activations, few spread more evenly. The busiest
+// processor decides; preparing a chunk costs a block of threads about what one warp's rows do (docs/gpu-cuda.md).
+int warps_of(const Weight& w, int splits, const Device& device) {
+    const auto busiest = [&](int warps) {
+        const int64_t blocks = divide_up(w.rows, warps * kWarpRows) * splits;
+        return divide_up(blocks, device.processors > 1 ? device.processors : 1) * (warps + 1);
+    };
+    return busiest(kManyWarps) <= busiest(kFewWarps) ? kManyWarps : kFewWarps;
+}
+
 template <int kGroups, int kTiles, bool kMeans>
-const char* start_gemv(GemvJob job, int splits, int warps, void* stream) {
+const char* start_gemv(GemvJob job, int splits, int warps, const Device& device, void* stream) {
     job.slice = job.parts == 3 ? kTiles : 2 * kTiles;
     job.stages = divide_up(job.w.cols, kChunk) > splits ? 2 : 1;
+    // Many warps, two stages and two Bs take 112 KB, more than sm_86, 89 and 120 have; few warps fit everywhere.
+    static_assert(gemv_bytes<kGroups, kTiles>(true, 2, kFewWarps) <= 99 * 1024);
+    if (gemv_bytes<kGroups, kTiles>(job.w.has_second, job.stages, warps) > device.shared_memory) warps = kFewWarps;
     const dim3 grid(static_cast<unsigned>(divide_up(job.w.rows, warps * kWarpRows)), static_cast<unsigned>(splits),
                     static_cast<unsigned>(divide_up(job.batch, job.slice)));
     const int bytes = gemv_bytes<kGroups, kTiles>(job.w.has_second, job.stages, warps);
     return launch(gemv_kernel<kGroups, kTiles, kMeans>, grid, warps * 32, bytes, stream, job);
 }
 
-const char* start_gemv(const GemvJob& job, int splits, int warps, void* stream) {
+const char* start_gemv(const GemvJob& job, int splits, int warps, const Device& device, void* stream) {
     const bool means = job.w.mean != nullptr;
     if (job.w.groups == 1) {
-        return means ? start_gemv<1, 1, true>(job, splits, warps, stream)
-                     : start_gemv<1, 1, false>(job, splits, warps, stream);
+        return means ? start_gemv<1, 1, true>(job, splits, warps, device, stream)
+                     : start_gemv<1, 1, false>(job, splits, warps, device, stream);
     }
-    if (means) return start_gemv<2, 1, true>(job, splits, warps, stream);
+    if (means) return start_gemv<2, 1, true>(job, splits, warps, device, stream);
     const bool one = job.batch <= (job.parts == 3 ? 1 : 2);
-    return one ? start_gemv<2, 1, false>(job, splits, warps, stream)
-               : start_gemv<2, 2, false>(job, splits, warps, stream);
+    return one ? start_gemv<2, 1, false>(job, splits, warps, device, stream)
+               : start_gemv<2, 2, false>(job, splits, warps, device, stream);
 }
 
 const char* start_plain(const Weight& w, const void* x, int64_t x_type, int64_t batch, void* y, void* stream) {
@@ -246,7 +253,7 @@ extern "C" int arb_cuda_linear(const arb_cuda_weight* weight, const void* x, int
     job.batch = static_cast<int>(batch);
     job.parts = parts_of(x_type);
     job.wide = w.words % 4 == 0 && aligned(w.sign, 16) && aligned(w.group, 16);
-    if (const char* wrong = start_gemv(job, splits, warps_of(w, device), stream)) return broken(wrong);
+    if (const char* wrong = start_gemv(job, splits, warps_of(w, splits, device), device, stream)) return broken(wrong);
     if (splits == 1) return ARB_CUDA_OK;
     const int64_t count = batch * w.rows;
     const char* wrong = launch(finish_kernel, dim3(static_cast<unsigned>(divide_up(count, 256)), 1, 1), 256, 0, stream,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from arbllm_kernels.cuda import TYPES
+from arbllm_kernels.cuda import BUFFERS, TYPES, Weight, _Buffer
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.packed import PackedWeight
 
@@ -73,6 +75,46 @@ def run_bits(program: Path, bits: Tensor) -> tuple[Tensor, Tensor]:
         torch.from_numpy(np.frombuffer(words, "<i4").reshape(rows, -1).copy()),
         torch.from_numpy(np.frombuffer(back, np.bool_).reshape(rows, length).copy()),
     )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the tensor-core kernel would be started: row tiles, splits, slices of the batch; bytes of shared memory."""
+
+    grid: tuple[int, int, int]
+    warps: int
+    shared: int
+
+
+def launch_of(
+    library: Path,
+    rows: int,
+    cols: int,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float16,
+    *,
+    processors: int,
+    shared_memory: int,
+) -> Launch:
+    """For ARB-RC + CGB, block 128, on such a device. `library`: compiled with -shared and -DARB_SHIM_RECORD."""
+    dll = ctypes.CDLL(str(library))
+    dll.arb_cuda_linear_workspace.restype = ctypes.c_int64
+    words, blocks = -(-cols // 64) * 2, -(-cols // 128)
+    lengths = {"sign": rows * words, "group": rows * words, "second": 2, "row_scale": 6 * rows * blocks, "order": cols}
+    lengths |= {"counts": blocks, "col_scale": 2 * cols, "col_scale2": 2}
+    address = ctypes.c_void_p(1 << 20)  # the launchers look at sizes and addresses, never at what is there
+    buffers = [_Buffer(address, lengths[name]) if name in lengths else _Buffer() for name in BUFFERS]
+    half = TYPES[torch.float16]
+    weight = ctypes.byref(Weight(rows, cols, 128, 2, 2, 2, 0, 0, half, half, *buffers))
+    x_type, many = ctypes.c_int64(TYPES[dtype]), ctypes.c_int64(batch)
+    message = ctypes.create_string_buffer(200)
+    with mock.patch.dict(os.environ, SHIM_PROCESSORS=str(processors), SHIM_SHARED_MEMORY=str(shared_memory)):
+        space = ctypes.c_int64(dll.arb_cuda_linear_workspace(weight, x_type, many))
+        operands = (weight, address, x_type, many, address, address, space, None)
+        status = dll.arb_cuda_linear(*operands, message, ctypes.c_int64(len(message)))
+    assert status == 0, message.value.decode()
+    *grid, threads, shared = (ctypes.c_int64 * 5).in_dll(dll, "shim_launch")
+    return Launch((grid[0], grid[1], grid[2]), threads // 32, shared)
 
 
 def _execute(program: Path, given: Path, taken: Path, environment: dict[str, str]) -> None:

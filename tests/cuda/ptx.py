@@ -73,12 +73,12 @@ def linear(pw: PackedWeight, x: Tensor, splits: int = 1, warps: int = 4, **optio
     return y, counts
 
 
-def plain_linear(pw: PackedWeight, x: Tensor) -> Tensor:
-    """y of the kernel for all other layouts."""
+def plain_linear(pw: PackedWeight, x: Tensor) -> tuple[Tensor, Any]:
+    """y and counts of the kernel for all other layouts."""
     y = torch.full((x.shape[0], pw.shape[0]), math.nan, dtype=x.dtype)
     arguments = [struct(pw, ""), x, ("s32", TYPES[x.dtype]), ("s32", x.shape[0]), y]
-    module()[1].launch("plain_gemv_kernel", (-(-pw.shape[0] // 8), -(-x.shape[0] // 4)), 256, arguments)
-    return y
+    grid = (-(-pw.shape[0] // 8), -(-x.shape[0] // 4))
+    return y, module()[1].launch("plain_gemv_kernel", grid, 256, arguments)
 
 
 def dequantize(pw: PackedWeight) -> Tensor:

@@ -6,15 +6,19 @@ the source; test_cuda_ptx.py runs the compiled PTX.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import random_packed
-from host import Answer, compile_host, run, run_bits
+from host import ROOT, Answer, Launch, compile_host, launch_of, run, run_bits
 from torch import Tensor
 
 from arbllm_kernels.packed import PackedWeight, pack_bits
+
+sys.path.insert(0, str(ROOT / "bench"))
+import cuda_aot
 
 BILLM = {"mean": True, "col_scale": False, "salient_groups": 1}
 # name -> (batch, dtype of x, rows, cols, keywords of random_packed)
@@ -89,7 +93,7 @@ def test_rows_do_not_depend_on_the_batch(program: Path) -> None:
 
 
 def test_splits_and_warps_change_nothing_but_rounding(program: Path) -> None:
-    pw, x = make_case("three chunks")
+    pw, x = random_packed(130, 1154, 256, salient=0.1), torch.randn(2, 1154).half()
     for processors in ("1", "100"):  # 8 and 4 warps per block of threads
         check(pw, x, run(program, [(pw, x)], SHIM_PROCESSORS=processors)[0])
 
@@ -98,6 +102,56 @@ def test_one_block_of_threads_for_all_columns(program: Path) -> None:
     pw = random_packed(400, 1152, 128)
     x = torch.randn(1, 1152)
     check(pw, x, run(program, [(pw, x)], SHIM_PROCESSORS="1")[0])
+
+
+@pytest.mark.parametrize(("batch", "dtype"), [(4, torch.float16), (2, torch.float32)])
+def test_two_stages_and_two_tiles_fit_in_99_kilobytes(batch: int, dtype: torch.dtype, program: Path) -> None:
+    """The shim refuses more, as a device does; 8 warps, which the shape asks for, would need 112 KB."""
+    pw, x = random_packed(130, 1152, salient=0.1), torch.randn(batch, 1152).to(dtype)
+    check(pw, x, run(program, [(pw, x)], SHIM_PROCESSORS="0")[0])
+
+
+# processors, bytes of shared memory that a block of threads may have
+DEVICES = {"A100": (108, 163 << 10), "H100": (132, 227 << 10), "RTX 4090": (128, 99 << 10), "RTX 3060": (28, 99 << 10)}
+
+
+@pytest.fixture(scope="module")
+def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    flags = ("-O0", "-shared", "-fPIC", "-fvisibility=hidden", "-DARB_SHIM_RECORD")
+    return compile_host(tmp_path_factory.mktemp("cuda") / "launches.so", flags)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_launch_fits_the_device(device: str, recorder: Path) -> None:
+    processors, memory = DEVICES[device]
+    shapes = ((14336, 4096), (13824, 5120), (32000, 4096), (4096, 4096), (11008, 4096), (4096, 11008), (576, 576))
+    for rows, cols in shapes:
+        for batch in (1, 2, 3, 8):
+            for dtype in BOUND:
+                given = {"processors": processors, "shared_memory": memory}
+                launch = launch_of(recorder, rows, cols, batch, dtype, **given)
+                assert launch.shared <= memory, (rows, cols, batch, dtype, launch)
+                assert rows <= launch.grid[0] * launch.warps * 32 < rows + launch.warps * 32
+
+
+def test_many_warps_give_way_to_memory(recorder: Path) -> None:
+    for memory, expected in ((227 << 10, Launch((1, 1, 1), 8, 114752)), (99 << 10, Launch((2, 1, 1), 4, 81984))):
+        assert launch_of(recorder, 130, 1152, 4, processors=0, shared_memory=memory) == expected
+
+
+def test_shared_memory_in_the_table_is_what_the_launchers_ask_for(recorder: Path) -> None:
+    for batch, tiles in ((1, 1), (4, 2)):
+        launch = launch_of(recorder, 4096, 4096, batch, processors=108, shared_memory=163 << 10)
+        assert (launch.warps, launch.shared) == (4, cuda_aot.shared_bytes(2, tiles))
+
+
+def test_warps_per_block_are_chosen_by_the_busiest_processor(recorder: Path) -> None:
+    found = {}
+    for device, (processors, memory) in DEVICES.items():
+        launch = launch_of(recorder, 4096, 4096, processors=processors, shared_memory=memory)
+        found[device] = (launch.warps, launch.grid)
+    assert found["A100"] == (4, (32, 8, 1))  # 8 warps: 128 blocks for 108 processors
+    assert found["H100"] == found["RTX 4090"] == (8, (16, 8, 1))
 
 
 @pytest.mark.parametrize("rows, length", [(1, 1), (3, 64), (2, 65), (5, 200)])

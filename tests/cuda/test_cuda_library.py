@@ -25,7 +25,7 @@ from arbllm_kernels.packed import pack_bits
 sys.path.insert(0, str(ROOT / "bench"))
 import cuda_aot
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+gpu = pytest.mark.skipif(not cuda.available(), reason=cuda.unavailable() or "needs a device of sm_80 or later")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_ratchet_sees_a_worse_kernel() -> None:
     row: cuda_aot.Row = {"kernel": "k", "arch": 80, "registers": 96, "spills": 0, "stack": 0, "shared": 0}
     row["instructions"] = 300
     assert cuda_aot.worse([row], [row]) == []
-    for key in ("registers", "spills", "stack", "shared", "instructions"):
+    for key in ("registers", "spills", "stack", "instructions"):
         assert cuda_aot.worse([{**row, key: int(row[key] or 0) + 1}], [row]) == [  # type: ignore[arg-type]
             f"k on sm_80: {key} {row[key]} -> {int(row[key] or 0) + 1}"
         ]

@@ -34,5 +34,6 @@ def test_that_worse_is_noticed():
     assert aot.problems({**row, "spills": 3}, row) == [f"{row['kernel']}, sm_{row['arch']}: 3 spills"]
     assert "occupancy" in aot.problems({**row, "occupancy": row["occupancy"] / 2}, row)[0]
     assert "loop" in aot.problems({**row, "loop": 2 * row["loop"]}, row)[0]
+    assert "registers" in aot.problems({**row, "registers": row["registers"] + 8}, row)[0]
     assert "not in aot.json" in aot.problems(row, None)[0]
     assert "shared memory" in aot.problems({**row, "shared": 1 << 20}, row)[0]

@@ -10,6 +10,9 @@ from products import LAYOUTS, assert_product
 from arbllm_kernels import ARBLinear, QuantConfig, linear, quantize_weight
 from arbllm_kernels.config import PAPER_METHODS
 from arbllm_kernels.methods import hessian_factor
+from arbllm_kernels.ops import packed_args
+from arbllm_kernels.triton_kernels.dequantize import dequantize
+from arbllm_kernels.triton_kernels.gemv import gemv
 from arbllm_kernels.triton_kernels.solve import block_loop
 
 pytestmark = [
@@ -68,6 +71,21 @@ def test_dequantize_has_the_bits_of_the_oracle(name):
     rows, cols, size, options = LAYOUTS[name]
     pw = random_packed(rows, cols, size, **options)
     assert torch.equal(ARBLinear(pw).cuda().dequantize().cpu(), pw.dequantize())
+    # Triton's own: where the CUDA kernels were built, the layer does not use it.
+    args = packed_args(pw.to("cuda"))
+    assert torch.equal(dequantize(*args).cpu(), pw.dequantize())
+    assert torch.equal(dequantize(*args, stored=True).cpu(), pw.dequantize()[:, pw.order.long()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tritons_own_gemv(name, batch, dtype):
+    rows, cols, size, options = LAYOUTS[name]
+    pw = random_packed(rows, cols, size, **options)
+    x = torch.randn(batch, cols).to(dtype)
+    y = gemv(x.cuda(), *packed_args(pw.to("cuda")))
+    assert_product(y.cpu(), x, pw, rounds_weights=False)
 
 
 def test_gradients():
