@@ -3,7 +3,7 @@
 # make test-gpu   on a machine with a CUDA device: the tests that need one, and the timings
 PYTHON ?= python3
 VENV   ?= .venv
-# The torch the project is tested with. Any torch >= 2.6 works: make TORCH=torch
+# The torch the project is tested with; another one: make TORCH=torch==2.12.1
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed

@@ -95,6 +95,7 @@ class Timed:
         backend = solver.Backend(
             self._timed("partition", self._backend.partition),
             {name: self._timed("refinement", b) for name, b in self._backend.binarizers.items()},
+            self._backend.levels,
         )
         chosen, solver._backend = solver._backend, lambda *_: backend
         start = time.perf_counter()
