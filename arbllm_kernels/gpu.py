@@ -1,6 +1,7 @@
 """Which kernel serves a CUDA tensor: the one place that decides. Imports Triton and CUDA kernels only when asked.
 
-    arb::linear, up to GEMV_BATCH rows of x    the CUDA extension's GEMV where it was built, else Triton's
+    arb::linear, up to GEMV_BATCH rows of x    the CUDA extension where built, if its fast kernel takes the layout,
+                                               else Triton's GEMV, else the CUDA extension's plain kernel
     arb::linear, more rows                     Triton's GEMM, else the CUDA extension
     arb::linear_input_grad                     tiles of W are dequantized and multiplied by the library's GEMM
     arb::dequantize                            the CUDA extension where it was built, else Triton
@@ -33,19 +34,30 @@ def linear(x: Tensor, *args: Any) -> Tensor:
     if x.shape[-1] != cols:
         raise InputError(f"packed weight times {list(x.shape)}: the last dimension must be {cols}")
     flat = x.reshape(-1, cols).contiguous()
-    few = flat.shape[0] <= GEMV_BATCH
+    kernel = product_kernel(flat.shape[0], *args)
     with _current(x.device):
         if flat.shape[0] == 0:
             y = flat.new_empty(0, rows)
-        elif _has_cuda(x.device) and (few or not has_triton()):
+        elif kernel == "CUDA":
             y = cuda.linear(flat, *args)
         else:
             require_triton("arb.linear on a CUDA device")
             from .triton_kernels.gemm import gemm
             from .triton_kernels.gemv import gemv
 
-            y = gemv(flat, *args) if few else gemm(flat, *args)
+            y = gemv(flat, *args) if kernel == "Triton GEMV" else gemm(flat, *args)
     return y.view(*x.shape[:-1], rows)
+
+
+def product_kernel(batch: int, *args: Any) -> str:
+    """What multiplies `batch` rows of x by the weight ops.packed_args: "CUDA", "Triton GEMV" or "Triton GEMM".
+
+    The CUDA extension's plain kernel takes more instructions than Triton's GEMV (bench/cuda_counts.py --plain).
+    """
+    few = batch <= GEMV_BATCH
+    if _has_cuda(args[0].device) and ((few and cuda.is_fast_layout(*args)) or not has_triton()):
+        return "CUDA"
+    return "Triton GEMV" if few else "Triton GEMM"
 
 
 def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:

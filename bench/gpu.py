@@ -3,9 +3,12 @@
     python bench/gpu.py                          products and solver, LLaMA-7B shapes
     python bench/gpu.py --markdown gpu.md        the same, and the table as markdown
 
-Products: every call uses the next of so many copies of the weight that together they exceed the L2 cache; CUDA events;
-medians. "floor" is the packed bytes over the memory bandwidth that a copy reaches in the same run. Solver: seconds for
-one matrix, whole calls, against the plain torch path on the same device. No time is printed where a number is off.
+Products: calls over so many copies of the weight that together they exceed twice the L2 cache, captured in a CUDA
+graph; "us" is the replay's time per call, by CUDA events, the median of 50. "eager us" is the same calls from Python,
+which for small matrices is Python's time. GB/s counts each kernel's own bytes of weights; "of copy" is their
+share of what a device-to-device copy reads and writes in the same run. GemLite's 2-bit product has a table of its own
+where it is installed. Solver: seconds for one matrix, whole calls, against the plain torch path on the same device. No
+time is printed where a number is off.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "triton"))
@@ -26,24 +31,36 @@ from products import assert_product
 from rich.console import Console
 from rich.table import Table
 
-from arbllm_kernels import QuantConfig, gpu, quantize_weight
+from arbllm_kernels import QuantConfig, cuda, gpu, quantize_weight
 from arbllm_kernels.ops import packed_args
-from arbllm_kernels.packed import PackedWeight
 
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
 BATCHES = (1, 2, 4, 8, 16, 64, 256, 2048)
 SALIENT = 0.08  # share of salient columns; about what the partition search picks
 ROUNDS = 50
+CALLS = 40  # at least so many in a graph, so that starting it does not count
+GROUP = 128  # of GemLite's scales
 Row = tuple[str, ...]
+PRODUCT_HEAD = ("weight", "kernel", "us", "GB/s", "of copy", "eager us", "cuBLAS us / us")
+Product = Callable[[Tensor], Tensor]
 
 
-def median_us(call: Callable[[int], object]) -> float:
-    """Microseconds per call, by CUDA events; call(i) may use the i-th copy of its operands."""
+@dataclass(frozen=True)
+class Contender:
+    """One way to multiply: bytes of the weight, and a function of x for each copy of it."""
+
+    name: str
+    nbytes: int
+    products: Sequence[Product]
+
+
+def median_us(run: Callable[[], object]) -> float:
+    """Microseconds, by CUDA events."""
     times = []
     for i in range(-5, ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        call(i)
+        run()
         end.record()
         end.synchronize()
         if i >= 0:
@@ -51,33 +68,97 @@ def median_us(call: Callable[[int], object]) -> float:
     return statistics.median(times)
 
 
+def call_us(products: Sequence[Product], x: Tensor) -> tuple[float, float]:
+    """Microseconds per call, replayed as a CUDA graph and called from Python."""
+    calls = list(products) * -(-CALLS // len(products))
+
+    def run() -> None:
+        for product in calls:
+            product(x)
+
+    run()  # compiles and tunes
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return median_us(graph.replay) / len(calls), median_us(run) / len(calls)
+
+
 def bandwidth() -> float:
     """Bytes per microsecond that a device-to-device copy reads and writes."""
     source = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.numel() / median_us(lambda i: target.copy_(source))
+    return 2 * source.numel() / median_us(lambda: target.copy_(source))
 
 
-def copies_of(pw: PackedWeight) -> list[PackedWeight]:
-    """So many copies on the device that they exceed twice its L2 cache."""
-    count = 2 * torch.cuda.get_device_properties(0).L2_cache_size // pw.nbytes + 2
-    return [pw.to("cuda") for _ in range(count)]
+def copies(nbytes: int) -> int:
+    """So many copies exceed twice the device's L2 cache."""
+    return 2 * torch.cuda.get_device_properties(0).L2_cache_size // nbytes + 2
+
+
+def measured(shape: str, contenders: Sequence[Contender], x: Tensor, speed: float) -> list[Row]:
+    """A row for each; the first is what the last column divides."""
+    rows, first = [], 0.0
+    for one in contenders:
+        us, eager = call_us(one.products, x)
+        first = first or us
+        rate = one.nbytes / us
+        cells = (f"{us:.1f}", f"{rate / 1000:.0f}", f"{rate / speed:.0%}", f"{eager:.1f}", f"{first / us:.2f}")
+        rows.append((f"{shape}, batch {len(x)}", one.name, *cells))
+    return rows
 
 
 def products(rows: int, cols: int, speed: float) -> list[Row]:
     pw = random_packed(rows, cols, salient=SALIENT, seed=torch.seed() % (1 << 31))
-    args = [packed_args(copy) for copy in copies_of(pw)]
-    dense = [pw.dequantize().half().cuda() for _ in range(4)]
+    args = [packed_args(pw.to("cuda")) for _ in range(copies(pw.nbytes))]
+    half = pw.dequantize().half().cuda()
+    dense = [half.clone() for _ in range(copies(half.nbytes))]
     found = []
     for batch in BATCHES:
         x = torch.randn(batch, cols).half()
-        on_device = x.cuda()
-        assert_product(gpu.linear(on_device, *args[0]).cpu(), x, pw, rounds_weights=True)
-        packed = median_us(lambda i, x=on_device: gpu.linear(x, *args[i % len(args)]))
-        cublas = median_us(lambda i, x=on_device: F.linear(x, dense[i % len(dense)]))
-        floor = pw.nbytes / speed
-        cells = (f"{rows} x {cols}, batch {batch}", packed, cublas, floor, cublas / packed)
-        found.append((cells[0], *(f"{value:.1f}" for value in cells[1:])))
+        contenders = [Contender("cuBLAS fp16", half.nbytes, [lambda x, w=w: F.linear(x, w) for w in dense])]
+        for name, product in packed_products(batch, args[0]).items():
+            assert_product(product(x.cuda(), *args[0]).cpu(), x, pw, rounds_weights=True)
+            calls = [lambda x, a=a, product=product: product(x, *a) for a in args]
+            contenders.append(Contender(name, pw.nbytes, calls))
+        found += measured(f"{rows} x {cols}", contenders, x.cuda(), speed)
+    return found
+
+
+def packed_products(batch: int, args: tuple) -> dict[str, Callable[..., Tensor]]:
+    """What arb::linear uses for so many rows of x, by name; and Triton's GEMV where it is not that."""
+    kernel = gpu.product_kernel(batch, *args)
+    found: dict[str, Callable[..., Tensor]] = {kernel: gpu.linear}
+    if kernel == "CUDA" and batch <= gpu.GEMV_BATCH and gpu.has_triton():
+        from arbllm_kernels.triton_kernels.gemv import gemv
+
+        found["Triton GEMV"] = gemv
+    return found
+
+
+def gemlite(rows: int, cols: int, speed: float) -> list[Row]:
+    """GemLite's 2-bit product of weights of the same shape, beside cuBLAS."""
+    from gemlite.helper import A16Wn
+
+    codes = torch.randint(0, 4, (rows, cols), dtype=torch.uint8, device="cuda")
+    scale, zero = (torch.rand(rows, cols // GROUP, device="cuda").add(0.5).half() for _ in range(2))
+    nbytes = rows * cols // 4 + scale.nbytes + zero.nbytes
+    layers = [A16Wn(device="cuda:0").from_weights(codes, scale, zero, 2, GROUP) for _ in range(copies(nbytes))]
+    wide = [t.float().repeat_interleave(GROUP, 1) for t in (scale, zero)]
+    half = ((codes.float() - wide[1]) * wide[0]).half()
+    dense = [half.clone() for _ in range(copies(half.nbytes))]
+    found = []
+    for batch in BATCHES:
+        x = torch.randn(batch, cols, device="cuda").half()
+        exact = x.double() @ half.double().T
+        error = float((layers[0](x).double() - exact).norm() / exact.norm())
+        if not error < 0.01:
+            raise ValueError(f"its product is off by {error:.3g} of the norm")
+        contenders = [
+            Contender("cuBLAS fp16", half.nbytes, [lambda x, w=w: F.linear(x, w) for w in dense]),
+            Contender(f"GemLite, 2 bits, groups of {GROUP}", nbytes, layers),
+        ]
+        found += measured(f"{rows} x {cols}", contenders, x, speed)
     return found
 
 
@@ -100,30 +181,42 @@ def solver(rows: int, cols: int, method: str) -> Row:
     return f"{method}, {rows} x {cols}", *(f"{value:.2f}" for value in (seconds["triton"], seconds["torch"], ratio))
 
 
+def show(title: str, head: Row, rows: Sequence[Row]) -> list[str]:
+    """Print the table; its lines as markdown."""
+    table = Table(*head, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)
+    return [f"## {title}", "", *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)), ""]
+
+
+def gemlite_lines(device: str, speed: float) -> list[str]:
+    """Another project's kernels, of whichever version is installed: what goes wrong there is said, not raised."""
+    try:
+        rows = [row for shape in SHAPES for row in gemlite(*shape, speed)]
+    except ImportError:
+        print("GemLite is not installed, so there is no row of it; pip install gemlite adds them.")
+        return []
+    except Exception as error:
+        print(f"GemLite is installed and has no rows: {type(error).__name__}: {error}")
+        return []
+    return show(f"GemLite on {device}", PRODUCT_HEAD, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--markdown", type=Path, help="write the tables there, too")
     file = parser.parse_args().markdown
     if not torch.cuda.is_available():
         raise SystemExit("bench/gpu.py measures on a CUDA device, and torch finds none here.")
-    name, speed = torch.cuda.get_device_name(), bandwidth()
-    tables = {
-        f"fp16 products on {name}, copy {speed / 1000:.0f} GB/s": (
-            ("weight", "packed us", "cuBLAS fp16 us", "floor us", "speed-up"),
-            [row for shape in SHAPES for row in products(*shape, speed)],
-        ),
-        f"quantize_weight on {name}": (
-            ("matrix", "Triton s", "torch s", "speed-up"),
-            [solver(4096, 4096, method) for method in ("billm", "arb", "arb-x", "arb-rc")],
-        ),
-    }
-    lines = []
-    for title, (head, rows) in tables.items():
-        table = Table(*head, title=title)
-        for row in rows:
-            table.add_row(*row)
-        Console(width=120).print(table)
-        lines += [f"## {title}", "", *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)), ""]
+    if cuda.unavailable() is not None:
+        print(f"No CUDA rows: {cuda.unavailable()}.")
+    device, speed = torch.cuda.get_device_name(), bandwidth()
+    rows = [row for shape in SHAPES for row in products(*shape, speed)]
+    lines = show(f"fp16 products on {device}, copy {speed / 1000:.0f} GB/s", PRODUCT_HEAD, rows)
+    rows = [solver(4096, 4096, method) for method in ("billm", "arb", "arb-x", "arb-rc")]
+    lines += show(f"quantize_weight on {device}", ("matrix", "Triton s", "torch s", "speed-up"), rows)
+    lines += gemlite_lines(device, speed)
     if file is not None:
         file.write_text("\n".join(lines))
 

@@ -16,7 +16,6 @@ from helpers import random_packed
 from host import ROOT, compile_host
 from test_cuda_host import BOUND, CASES, make_case
 
-import arbllm_kernels as arb
 from arbllm_kernels import cuda
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.ops import packed_args
@@ -44,6 +43,12 @@ def test_linear_and_dequantize(name: str, library: cuda.Library) -> None:
     assert y.shape == (1, len(x), pw.shape[0]) and y.dtype == x.dtype
     assert (y[0].double() - exact).abs().le(BOUND[x.dtype] * scale).all()
     assert library.is_fast(args) is not name.startswith("plain")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_is_fast_by_layout(name: str, library: cuda.Library) -> None:
+    args = packed_args(make_case(name)[0])
+    assert cuda.is_fast_layout(*args) is library.is_fast(args) is not name.startswith("plain")
 
 
 def test_no_rows(library: cuda.Library) -> None:
@@ -150,7 +155,7 @@ def test_the_ratchet_sees_a_worse_kernel() -> None:
 def test_on_a_device(name: str) -> None:
     pw, x = make_case(name)
     on = pw.to("cuda")
-    y, dense = arb.linear(x.cuda(), on), pw.dequantize()
+    y, dense = cuda.linear(x.cuda(), *packed_args(on)), pw.dequantize()
     exact, scale = x.double() @ dense.double().T, x.double().abs() @ dense.double().abs().T
     assert (y.cpu().double() - exact).abs().le(BOUND[x.dtype] * scale).all()
     assert torch.equal(cuda.dequantize(*packed_args(on)).cpu(), dense)
