@@ -76,11 +76,13 @@ def main() -> None:
 
     console.rule("generate")
     console.print(PROMPT, end="")
-    tokens = 48
-    start = time.perf_counter()
-    for piece in generate_stream(packed, tokenizer, PROMPT, max_new_tokens=tokens, temperature=0.0, seed=0, chat=False):
+    written, start = "", time.perf_counter()
+    for piece in generate_stream(packed, tokenizer, PROMPT, max_new_tokens=48, temperature=0.0, seed=0, chat=False):
         console.print(piece, end="")
-    console.print(f"\n\n{tokens / (time.perf_counter() - start):.1f} tokens per second, prompt included")
+        written += piece
+    seconds = time.perf_counter() - start
+    tokens = len(tokenizer(written).input_ids) + 1  # and the one that ends the text or is the last allowed
+    console.print(f"\n\nabout {tokens / seconds:.0f} tokens per second, prompt included")
     console.print(f"\nThe file is {OUT}. Next: arbllm inspect {OUT}; arbllm generate {OUT} 'Once upon a time'")
 
 

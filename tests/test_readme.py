@@ -32,7 +32,7 @@ def test_links_lead_somewhere():
 
 
 def test_there_are_commands():
-    assert {name for name, _ in COMMANDS} == {"quantize", "inspect", "verify", "eval", "generate"}
+    assert {name for name, _ in COMMANDS} == {"quantize", "inspect", "verify", "eval", "generate", "report", "info"}
 
 
 @pytest.mark.parametrize(("name", "arguments"), COMMANDS)
