@@ -63,7 +63,7 @@ def test_jsonl_and_parquet_hold_the_same_text(tokenizer: object, tmp_path: Path)
         ("a.txt", b" \n ", "holds no text"),
         ("a.txt", b"w1 w2 w3", "holds 3 tokens, windows of 16 need at least 17"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
-        ("a.doc", b"w1", "unknown kind of calibration text"),
+        ("a.doc", b"w1", "unknown kind of text"),
         ("a.jsonl", b'{"text": "w1"}\n{broken', "line 2 is not JSON"),
         ("a.jsonl", b'{"body": "w1"}', "line 1 has no text field 'text'"),
         ("a.jsonl", b"[1]", "line 1 has no text field"),

@@ -37,6 +37,9 @@ def compile_host(target: Path, flags: Sequence[str] = ("-O1",), source: Path = S
     return target
 
 
+TIME_LIMIT = 150  # seconds for one program; the slowest takes a few
+
+
 @dataclass
 class Answer:
     """y and the dense weight as the kernels gave them."""
@@ -118,9 +121,16 @@ def launch_of(
 
 
 def _execute(program: Path, given: Path, taken: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [str(program), str(given), str(taken)], env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    # ThreadSanitizer has been seen to hang after its report, with a hundred threads still running.
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", **environment}
+    try:
+        done = subprocess.run(
+            [str(program), str(given), str(taken)], env=environment, capture_output=True, text=True, timeout=TIME_LIMIT
+        )
+    except subprocess.TimeoutExpired as error:
+        said = error.stderr.decode() if isinstance(error.stderr, bytes) else error.stderr or ""
+        late = f"{said}\nno end within {TIME_LIMIT} seconds"
+        raise subprocess.CalledProcessError(-1, str(program), error.stdout, late) from error
     if "ThreadSanitizer: unexpected memory mapping" in done.stderr:
         pytest.skip("this ThreadSanitizer cannot run under this kernel's address-space randomization")
     if done.returncode != 0:
