@@ -154,6 +154,20 @@ def test_scales_out_of_range_are_refused():
         quantize_weight(torch.full((2, 2), float("nan")), torch.eye(2), LEVELS)
 
 
+def test_one_massive_input_does_not_decide_the_damping():
+    H = torch.eye(101).double()
+    H[7, 7] = 1e6
+    ordered, plain = (hessian_factor(H, 0.1, ordered=flag) for flag in (True, False))
+    added = (ordered.H.diagonal() * ordered.scale - H.diagonal()[ordered.order]).min()
+    assert float(added) == pytest.approx(0.1 * (100 + 10) / 101, rel=1e-5)
+    assert float(plain.U[0, 0] ** -2 * plain.scale) == pytest.approx(1 + 0.1 * (100 + 1e6) / 101, rel=1e-5)
+    H[3, 3] = 0  # dead, which is no part of the mean
+    ordered = hessian_factor(1e-3 * H, 0.1, ordered=True)
+    alive = ordered.H.diagonal()[ordered.order != 3]
+    assert float(alive.min() * ordered.scale) == pytest.approx(1e-3 * (1 + 0.1 * (99 + 10) / 100), rel=1e-5)
+    assert torch.isfinite(hessian_factor(torch.zeros(3, 3), 0.1, ordered=True).U).all()
+
+
 def test_correction_aims_at_the_dense_outputs():
     """||W X' - W* X|| is the least possible, and tr((W* - Q) H (W* - Q)) is the rest but for a constant."""
     W, _ = example(12, 30)

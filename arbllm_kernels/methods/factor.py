@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..errors import InputError
 
+OUTLIER = 10.0
+
 
 @dataclass(frozen=True, eq=False)
 class Factor:
@@ -37,7 +39,8 @@ def hessian_factor(H: Tensor, damp: float, *, ordered: bool = False) -> Factor:
     H^-1 = V^-T V^-1 and U = V^-1. It is done in float64; H^-1 itself is never formed.
 
     `ordered` takes the columns by falling activation energy H_jj (GPTQ's act-order): errors made early can still be
-    made up for, so the inputs that matter most go first.
+    made up for, so the inputs that matter most go first. Its mean diagonal counts no input with more than OUTLIER times
+    the median of those alive: one massive activation would otherwise damp away what the Hessian says of all others.
 
     Raises:
         InputError: H is not square, finite or (after damping) positive definite.
@@ -50,7 +53,7 @@ def hessian_factor(H: Tensor, damp: float, *, ordered: bool = False) -> Factor:
     diagonal = full.diagonal()
     dead = diagonal == 0
     diagonal[dead] = 1.0
-    diagonal += damp * diagonal.mean()
+    diagonal += damp * (_typical(diagonal[~dead]) if ordered and not bool(dead.all()) else diagonal.mean())
     exponent = 2 * round(math.log2(max(float(diagonal.abs().mean()), 1e-300)) / 2)
     full *= 2.0**-exponent
     order = diagonal.argsort(descending=True, stable=True) if ordered else None
@@ -65,6 +68,10 @@ def hessian_factor(H: Tensor, damp: float, *, ordered: bool = False) -> Factor:
     V = lower.flip(0, 1)
     U = torch.linalg.solve_triangular(V, torch.eye(len(V), dtype=V.dtype, device=V.device), upper=True)
     return Factor(U.float(), dead, 2.0**exponent, order, None if order is None else full.float())
+
+
+def _typical(energy: Tensor) -> Tensor:
+    return energy.clamp(max=OUTLIER * energy.median()).mean()
 
 
 def corrected(W: Tensor, factor: Factor, drift: Tensor, share: float) -> Tensor:
