@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .hf import ARBConfig
     from .pipeline import bits_per_weight, quantize_model
     from .table import round_embeddings
+    from .tune import tune_model
+    from .tuning import tune_file
 
 __version__ = "0.1.0"
 
@@ -39,6 +41,8 @@ _ON_FIRST_USE = {
     "round_embeddings": "table",
     "save": "container",
     "save_folder": "folder",
+    "tune_file": "tuning",
+    "tune_model": "tune",
     "verify": "container",
 }
 
@@ -62,6 +66,8 @@ __all__ = [
     "round_embeddings",
     "save",
     "save_folder",
+    "tune_file",
+    "tune_model",
     "verify",
 ]
 

@@ -170,7 +170,7 @@ def quantize_checkpoint(
     """
     out, report = Path(out), Report(show=progress)
     work = WorkFolder(out)
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     work.check(resume)
     checkpoint = open_checkpoint(source)
     _check_model(checkpoint.model, skip)
@@ -180,7 +180,9 @@ def quantize_checkpoint(
     if checkpoint.note:
         report.note(checkpoint.note)
     dtype = _embed_dtype(embed_dtype, checkpoint)
-    ids, described = _ids(checkpoint, calibration, samples, seqlen, seed, text_field, work if resume else None, report)
+    ids, described = window_ids(
+        checkpoint, calibration, samples, seqlen, seed, text_field, work if resume else None, report
+    )
     check_ids(ids, checkpoint.model)
     state = _state(checkpoint, cfg, skip, dtype, described, ids)
     if resume:
@@ -236,7 +238,7 @@ def _set_config(model: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
 
 
-def _ids(
+def window_ids(
     checkpoint: Checkpoint,
     calibration: str | Path | Tensor,
     samples: int,
@@ -246,7 +248,7 @@ def _ids(
     resumed: WorkFolder | None,
     report: Report,
 ) -> tuple[Tensor, str]:
-    """(ids, a description for the fingerprint)."""
+    """(calibration ids, a description for the fingerprint)."""
     if isinstance(calibration, Tensor):
         return calibration, "given token ids"
     described = f"{calibration}, {samples} x {seqlen} tokens, seed {seed}"
@@ -278,25 +280,29 @@ def _state(
     checkpoint: Checkpoint, cfg: QuantConfig, skip: Sequence[str], dtype: torch.dtype, calibration: str, ids: Tensor
 ) -> dict[str, object]:
     """All that the output depends on. Threads are part of it: another number sums in another order."""
-    import transformers
-
-    from . import __version__
-
-    digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()[:16]
     return {
         "source": checkpoint.fingerprint(),
         "config": cfg.to_dict(),
         "calibration": calibration,
-        "calibration ids": f"{list(ids.shape)}, {digest}",
+        "calibration ids": ids_digest(ids),
         "skip": list(skip),
         "embed_dtype": str(dtype),
-        "versions": {
-            "arbllm_kernels": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
         "threads": torch.get_num_threads(),
     }
+
+
+def ids_digest(ids: Tensor) -> str:
+    return f"{list(ids.shape)}, {hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()[:16]}"
+
+
+def versions() -> dict[str, str]:
+    """Of what decides about the bits of a result."""
+    import transformers
+
+    from . import __version__
+
+    return {"arbllm_kernels": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def _embed_dtype(name: str, checkpoint: Checkpoint) -> torch.dtype:
@@ -314,7 +320,7 @@ def _check_model(model: nn.Module, skip: Sequence[str]) -> None:
     check_skip(model, find_layers(model)[0], skip)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name a file, such as {out / 'model.arb'}")
     if out.suffix != ".arb":

@@ -1,8 +1,11 @@
-"""The folder `<out>.partial` beside a file being made: a safetensors file per finished layer, so a killed run resumes.
+"""The folder `<out>.partial` beside a file being made, from which a killed run resumes.
 
     state.json                  what the run depends on; a resumed run must agree with all of it
     calibration.safetensors     the token ids, so that text the model wrote itself is not written twice
-    layer_00000.safetensors     packed tensors "<linear>.<part>", layouts and records as JSON in the metadata
+    layer_00000.safetensors     of each finished layer: packed tensors "<linear>.<part>", layouts and records as JSON in
+                                the metadata
+
+While scales are tuned it is `<out>.tuning`, with a `step.safetensors` instead of the layers.
 
 Every file appears whole or not at all (written beside, synced, renamed).
 """
@@ -30,8 +33,8 @@ CALIBRATION = "calibration.safetensors"
 class WorkFolder:
     """The partial results of one run."""
 
-    def __init__(self, out: Path) -> None:
-        self.path = out.with_name(out.name + ".partial")
+    def __init__(self, out: Path, suffix: str = ".partial") -> None:
+        self.path = out.with_name(out.name + suffix)
 
     def check(self, resume: bool) -> None:
         """Raises InputError when there is a leftover folder and `resume` is off, or none to resume from."""
@@ -99,6 +102,22 @@ class WorkFolder:
         except (SafetensorError, ArbError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: damaged ({error}); delete this file and resume again") from error
         return packed, records
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        _atomic(self.path / f"{name}.safetensors", lambda file: save_file(tensors, file))
+
+    def read_tensors(self, name: str) -> dict[str, Tensor] | None:
+        """What `write_tensors` wrote last under this name; None if nothing."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.path / f"{name}.safetensors"
+        try:
+            return load_file(path) if path.is_file() else None
+        except SafetensorError as error:
+            raise InputError(f"{path}: damaged ({error}); delete the folder and start again") from error
 
     def remove(self) -> None:
         shutil.rmtree(self.path)

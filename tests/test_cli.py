@@ -238,6 +238,26 @@ def test_presets(capsys, folder, tmp_path):
     assert code == 1 and "--preset best and --method arb-rc do not go together" in err
 
 
+def test_tune_and_quantize_with_tune_give_the_same_file(capsys, folder, packed, tmp_path, monkeypatch):
+    text = ["--calib", folder / "text.txt", "--samples", "4", "--seqlen", "32"]
+    printed = run(capsys, "tune", packed, tmp_path / "tuned.arb", "--dense", folder, *text)
+    assert "scales tuned" in printed and "nats per token" in printed
+    options = [folder, tmp_path / "both.arb", *text, "--block-size", "32", "--tune"]
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("arbllm_kernels.tuning.tune_model", interrupt)
+        code, _, err = attempt(capsys, "quantize", *options)
+    assert code == 130 and "--resume" in err
+    assert (tmp_path / "both.arb").read_bytes() == packed.read_bytes()
+    assert "scales tuned" in run(capsys, "quantize", *options, "--resume")
+    assert (tmp_path / "both.arb").read_bytes() == (tmp_path / "tuned.arb").read_bytes()
+    code, _, err = attempt(capsys, "tune", packed, tmp_path / "no.arb", "--dense", folder, *text, "--rate", "2")
+    assert code == 1 and "rate = 2.0" in err
+
+
 @pytest.mark.parametrize(
     ("preset", "method", "expected"),
     [

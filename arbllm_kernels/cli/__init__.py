@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from ..errors import ArbError
-from . import core, evaluation, folders, page, talk
+from . import core, evaluation, folders, page, talk, tuning
 from .common import app, errors
 
-__all__ = ["app", "core", "evaluation", "folders", "main", "page", "talk"]
+__all__ = ["app", "core", "evaluation", "folders", "main", "page", "talk", "tuning"]
 
 
 def main() -> None:

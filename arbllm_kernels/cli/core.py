@@ -54,6 +54,9 @@ def quantize(
         ),
     ] = "auto",
     skip: Annotated[list[str] | None, typer.Option(help="Leave Linears dense whose name matches this regex.")] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Then tune the scales against the dense model, which is loaded whole.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     threads: Threads = 0,
@@ -67,6 +70,7 @@ def quantize(
     arbllm quantize org/model out.arb --method arb-x --no-cgb --resume
     """
     from ..pipeline import quantize_checkpoint
+    from ..tuning import is_interrupted, tune_file
 
     set_threads(threads)
     given: dict[str, Any] = {
@@ -85,26 +89,29 @@ def quantize(
         _start(preset, method), **{name: value for name, value in given.items() if value is not None}
     )
     console.print(f"{cfg.label}: {model} -> {out}")
+    text: dict[str, Any] = {"samples": samples, "seqlen": seqlen, "seed": seed, "text_field": text_field}
+    tuning = tune and resume and is_interrupted(out)
     try:
-        summary = quantize_checkpoint(
-            model,
-            out,
-            cfg,
-            calib,
-            samples=samples,
-            seqlen=seqlen,
-            seed=seed,
-            text_field=text_field,
-            embed_dtype=embed_dtype,
-            skip=tuple(skip or ()),
-            resume=resume,
-            overwrite=overwrite,
-            progress=True,
-        )
+        if not tuning:
+            summary = quantize_checkpoint(
+                model,
+                out,
+                cfg,
+                calib,
+                **text,
+                embed_dtype=embed_dtype,
+                skip=tuple(skip or ()),
+                resume=resume,
+                overwrite=overwrite,
+                progress=True,
+            )
+            console.print(summary.table())
+        if tune:
+            tuned = tune_file(out, out, model, calib, **text, resume=tuning, overwrite=True, progress=True)
+            console.print(tuned.line())
     except KeyboardInterrupt as stop:
-        errors.print("arbllm: interrupted; finished layers are kept. The same command with --resume goes on.")
+        errors.print("arbllm: interrupted; finished layers and steps are kept. The same command with --resume goes on.")
         raise typer.Exit(130) from stop
-    console.print(summary.table())
     _print_split(out)
 
 
