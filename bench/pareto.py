@@ -1,11 +1,14 @@
-"""Perplexity against true bits: RTN and GPTQ beside the rows that bench/quality.py has measured, as a table and a plot.
+"""Perplexity against true bits: baselines and tuned files beside the rows of bench/quality.py, as a table and a plot.
 
-    python bench/quality.py MODEL --calib brown.txt --text wikitext2.test.raw --out build/quality
-    python bench/pareto.py  MODEL --calib brown.txt --text wikitext2.test.raw --out build/quality --plot docs/pareto.png
+    python bench/quality.py MODEL --calib brown.txt --text wikitext2.test.raw --out build/quality --methods
+    python bench/pareto.py  MODEL --calib brown.txt --text wikitext2.test.raw --out build/quality \
+        --known docs/measurements.md --plot docs/pareto.svg
 
-RTN and GPTQ (groups of 128, GPTQ in order of falling activation energy) are simulated: the weights are replaced by what
-they would be quantized to, and the bits are counted, scales and zero points included. GPTQ sees the same calibration
-text in the same way as the methods of the paper.
+RTN, GPTQ (groups of 128; GPTQ in order of falling activation energy), PB-LLM and WGM are simulated: the weights are
+replaced by what they would be quantized to, and the bits are counted, scales, zero points and indices included. Those
+that calibrate see the same text in the same way as the methods of the paper. The files of the presets that
+bench/quality.py has left in OUT are tuned (tune.py) and measured again. Every row's record is kept in OUT: an
+interrupted run goes on with the first missing one. Rows without a record are taken from the table --known.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+import arbllm_kernels as arb
 from arbllm_kernels.calibration import calibration_ids
 from arbllm_kernels.capture import capture
 from arbllm_kernels.checkpoints import open_checkpoint
@@ -26,69 +31,98 @@ from arbllm_kernels.evaluate import perplexity, text_ids
 from arbllm_kernels.hessian_hooks import HessianCollector
 from arbllm_kernels.methods import hessian_factor
 from arbllm_kernels.methods.gptq import gptq
-from arbllm_kernels.methods.rtn import rtn
+from arbllm_kernels.methods.pb_llm import pb_llm
+from arbllm_kernels.methods.rtn import Simulated, rtn
+from arbllm_kernels.methods.wgm import wgm
 from arbllm_kernels.models import find_layers, layer_linears
 
-GROUP = 128
+BITS = (2, 3, 4)
+PLAIN = {f"RTN {bits} bits": partial(rtn, bits=bits) for bits in BITS} | {"WGM": wgm}
+CALIBRATED: dict[str, tuple[Callable[..., Simulated], bool]] = {
+    f"GPTQ {bits} bits": (partial(gptq, bits=bits), True) for bits in BITS
+} | {"PB-LLM": (pb_llm, False)}
+TUNED = ("compact", "best")
+Made = tuple[nn.Module, float, float]  # model, bits per weight, seconds
+FAMILIES = {"RTN": "o", "GPTQ": "s", "WGM": "P", "PB-LLM": "D", "BiLLM": "v", "ARB-levels": "*", "ARB": "^"}
 
 
 @torch.no_grad()
-def simulate_rtn(model: nn.Module, bits: int) -> float:
-    """Round every linear of the decoder layers; returns the bits per weight."""
-    total = stored = 0.0
-    for index, layer in enumerate(find_layers(model)[1]):
-        for linear in layer_linears(layer, str(index)).values():
-            result = rtn(linear.weight, bits, GROUP)
-            linear.weight.data = result.weight
-            total += result.weight.numel()
-            stored += result.weight.numel() * result.bits_per_weight
-    return stored / total
-
-
-@torch.no_grad()
-def simulate_gptq(model: nn.Module, ids: torch.Tensor, bits: int) -> float:
-    """GPTQ, layer after layer as in layer_loop.py; returns the bits per weight."""
+def simulate(model: nn.Module, name: str, ids: torch.Tensor) -> float:
+    """Quantize every linear of the decoder layers, layer after layer as in layer_loop.py; returns bits per weight."""
     total = stored = 0.0
     layers = find_layers(model)[1]
-    captured = capture(model, layers, ids)
+    captured = capture(model, layers, ids) if name in CALIBRATED else None
     for index, layer in enumerate(layers):
         linears = layer_linears(layer, str(index))
-        runs = [
-            partial(calls[index].run, layer, hidden)
-            for hidden, calls in zip(captured.hidden, captured.calls, strict=True)
-        ]
-        with HessianCollector(linears) as collector:
-            for run in runs:
-                collector.add_sample(run)
-        for shared in collector.shared_inputs():
-            factor = hessian_factor(shared.H, 0.01, ordered=True)
-            for name in shared.names:
-                result = gptq(linears[name].weight, factor, bits, GROUP)
-                linears[name].weight.data = result.weight
-                total += result.weight.numel()
-                stored += result.weight.numel() * result.bits_per_weight
-        captured.hidden[:] = [run() for run in runs]
+        if captured is None:
+            found = {key: PLAIN[name](linear.weight) for key, linear in linears.items()}
+        else:
+            method, ordered = CALIBRATED[name]
+            runs = [
+                partial(calls[index].run, layer, hidden)
+                for hidden, calls in zip(captured.hidden, captured.calls, strict=True)
+            ]
+            with HessianCollector(linears) as collector:
+                for run in runs:
+                    collector.add_sample(run)
+            found = {}
+            for shared in collector.shared_inputs():
+                factor = hessian_factor(shared.H, 0.01, ordered=ordered)
+                found |= {key: method(linears[key].weight, factor) for key in shared.names}
+        for key, result in found.items():
+            linears[key].weight.data = result.weight
+            total += result.weight.numel()
+            stored += result.weight.numel() * result.bits_per_weight
+        if captured is not None and index + 1 < len(layers):
+            captured.hidden[:] = [run() for run in runs]
     return stored / total
 
 
-def baseline(kind: str, bits: int, args: argparse.Namespace) -> None:
-    """Measure one baseline, unless an earlier run has."""
-    record = args.out / f"{kind}{bits}.json"
+def baseline(name: str, args: argparse.Namespace) -> Made:
+    checkpoint = open_checkpoint(args.model)
+    model = checkpoint.materialize(torch.float32)
+    ids = calibration_ids(args.calib, checkpoint.tokenizer(), args.samples, args.seqlen, 0)
+    start = time.perf_counter()
+    bits = simulate(model, name, ids)
+    return model, bits, time.perf_counter() - start
+
+
+def tuned(preset: str, args: argparse.Namespace) -> Made:
+    out = args.out / f"{preset}.tuned.arb"
+    if not (args.out / f"{preset}.arb").exists():
+        raise SystemExit(f"{args.out / preset}.arb: make it with bench/quality.py first")
+    start = time.perf_counter()
+    resume = out.with_name(out.name + ".tuning").exists()
+    summary = arb.tune_file(
+        args.out / f"{preset}.arb", out, args.model, args.calib, samples=args.samples, seqlen=args.seqlen,
+        resume=resume, overwrite=True,
+    )  # fmt: skip
+    print(summary.line(), flush=True)
+    return arb.load(out, dtype=torch.float32)[0], summary.bits_per_weight, time.perf_counter() - start
+
+
+def measure(name: str, label: str, make: Callable[[], Made], args: argparse.Namespace) -> None:
+    """Make and measure one row, unless an earlier run has."""
+    record = args.out / f"{name}.json"
     if record.exists():
         return
-    start = time.perf_counter()
-    checkpoint = open_checkpoint(args.model)
-    tokenizer = checkpoint.tokenizer()
-    model = checkpoint.materialize(torch.float32)
-    if kind == "gptq":
-        ids = calibration_ids(args.calib, tokenizer, args.samples, args.seqlen, 0)
-        stored = simulate_gptq(model, ids, bits)
-    else:
-        stored = simulate_rtn(model, bits)
-    seconds = time.perf_counter() - start
-    value = perplexity(model, text_ids(args.text, tokenizer), args.eval_seqlen, windows=args.windows)
-    row = {"method": f"{kind.upper()} {bits} bits", "perplexity": value, "bits": stored, "quantize_seconds": seconds}
+    model, bits, seconds = make()
+    ids = text_ids(args.text, open_checkpoint(args.model).tokenizer())
+    value = perplexity(model, ids, args.eval_seqlen, windows=args.windows)
+    row = {"method": label, "perplexity": value, "bits": bits, "quantize_seconds": seconds}
     record.write_text(json.dumps(row, indent=1))
+    print(f"{label}: {bits:.3f} bits, perplexity {value:.2f}, {seconds:.0f} s", flush=True)
+
+
+def known_rows(path: Path) -> list[dict]:
+    """Rows of the table of docs/measurements.md that bench/quality.py has printed: method, perplexity, true bits."""
+    _, found, table = path.read_text().partition("| method | perplexity | true bits |")
+    if not found:
+        raise SystemExit(f"{path}: holds no table of bench/quality.py")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.partition("\n\n")[0].splitlines()[2:]
+    ]
+    return [{"method": row[0].split(" (")[0], "perplexity": float(row[1]), "bits": float(row[2])} for row in rows]
 
 
 def print_table(rows: list[dict]) -> None:
@@ -103,25 +137,25 @@ def plot(rows: list[dict], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "arbllm", "font.size": 9})
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5))
-    families = {"RTN": "o", "GPTQ": "s", "ARB-levels": "*", "BiLLM": "v", "ARB": "^"}
     seen = set()
     for row in rows:
         if row["method"] == "fp32":
             axes.axhline(row["perplexity"], linestyle=":", color="black", label="fp32")
             continue
-        family = next(name for name in families if row["method"].startswith(name))
-        color = f"C{list(families).index(family)}"
+        family = next(name for name in FAMILIES if row["method"].startswith(name))
+        color = f"C{list(FAMILIES).index(family)}"
         label = family if family not in seen else None
         seen.add(family)
-        axes.plot(row["bits"], row["perplexity"], families[family], color=color, markersize=9, label=label)
+        axes.plot(row["bits"], row["perplexity"], FAMILIES[family], color=color, markersize=9, label=label)
         axes.annotate(row["method"], (row["bits"], row["perplexity"]), (5, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="true bits per weight, everything counted", ylabel="perplexity", yscale="log")
     axes.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main() -> None:
@@ -130,22 +164,26 @@ def main() -> None:
     p.add_argument("--calib", type=Path, required=True, help="calibration text file")
     p.add_argument("--text", type=Path, required=True, help="evaluation text file")
     p.add_argument("--out", type=Path, required=True, help="folder of the records, the same as bench/quality.py's")
-    p.add_argument("--plot", type=Path, help="PNG file to write (needs matplotlib)")
+    p.add_argument("--known", type=Path, help="file with a table of rows measured before")
+    p.add_argument("--plot", type=Path, help="SVG or PNG file to write (needs matplotlib)")
     p.add_argument("--samples", type=int, default=32)
     p.add_argument("--seqlen", type=int, default=512)
     p.add_argument("--eval-seqlen", type=int, default=1024)
     p.add_argument("--windows", type=int, default=32)
-    p.add_argument("--baselines", nargs="*", default=["rtn", "gptq"], choices=["rtn", "gptq"])
-    p.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for kind in args.baselines:
-        for bits in args.bits:
-            baseline(kind, bits, args)
-    rows = sorted((json.loads(path.read_text()) for path in args.out.glob("*.json")), key=lambda row: row["bits"])
-    print_table(rows)
+    for preset in TUNED:
+        label = f"{arb.QuantConfig.preset(preset).label}, tuned"
+        measure(f"{preset}.tuned", label, partial(tuned, preset, args), args)
+    for name in (*PLAIN, *CALIBRATED):
+        measure(name.replace(" ", ""), name, partial(baseline, name, args), args)
+    rows = {row["method"]: row for row in known_rows(args.known)} if args.known else {}
+    rows |= {row["method"]: row for row in map(json.loads, (path.read_text() for path in args.out.glob("*.json")))}
+    table = sorted(rows.values(), key=lambda row: row["bits"])
+    print()
+    print_table(table)
     if args.plot is not None:
-        plot(rows, args.plot)
+        plot(table, args.plot)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python bench/quality.py MODEL --calib brown.txt --text wikitext2.test.raw --out build/quality
 
 Each row quantizes MODEL through the same pipeline as `arbllm quantize`, loads the file it wrote, and measures that. The
-row's file is kept in OUT with a JSON record beside it: an interrupted table goes on with the first missing row.
+row's file is kept in OUT with a JSON record beside it: an interrupted table goes on where it was, and a row's seconds
+are those since then.
 "formula" is the size by closed formulas, computed from shapes and salient counts alone.
 """
 
@@ -44,7 +45,10 @@ def measure(source: str, name: str, cfg: arb.QuantConfig, args: argparse.Namespa
     if record.exists():
         return json.loads(record.read_text())
     start = time.perf_counter()
-    quantize_checkpoint(source, out, cfg, args.calib, samples=args.samples, seqlen=args.seqlen, seed=0, overwrite=True)
+    resume = out.with_name(out.name + ".partial").exists()
+    quantize_checkpoint(
+        source, out, cfg, args.calib, samples=args.samples, seqlen=args.seqlen, seed=0, resume=resume, overwrite=True
+    )
     seconds = time.perf_counter() - start
     model, tokenizer = arb.load(out, dtype=torch.float32)
     ids = text_ids(args.text, tokenizer)
