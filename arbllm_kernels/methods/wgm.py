@@ -37,8 +37,8 @@ def merge(magnitude: Tensor, groups: int, window: int) -> list[int]:
     """Where the groups of sorted magnitudes [k] begin, and k."""
     count = len(magnitude)
     edges = [*range(0, count, window), count]
-    first = [0.0, *magnitude.double().cumsum(0).tolist()]
-    second = [0.0, *magnitude.double().square().cumsum(0).tolist()]
+    first: list[float] = [0.0, *magnitude.double().cumsum(0).tolist()]
+    second: list[float] = [0.0, *magnitude.double().square().cumsum(0).tolist()]
 
     def cost(a: int, b: int) -> float:
         total = first[b] - first[a]
