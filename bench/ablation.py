@@ -1,0 +1,215 @@
+"""What each step of `arb-levels` gains and what did not pay: the tables of docs/quality.md.
+
+    python bench/ablation.py MODEL --calib brown.txt --held wikitext2.test.raw
+
+Some linears of the dense model are quantized one by one. Error: tr((W - Q) H (W - Q)^T) / tr(W H W^T), H of the dense
+model's inputs, undamped; on the calibration text it is H of all 32 windows, "held out" of 8 windows of another text
+that lie behind those on which perplexity is measured. Bits and seconds (solver alone) are of all these together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import arbllm_kernels as arb
+from arbllm_kernels.calibration import calibration_ids
+from arbllm_kernels.checkpoints import open_checkpoint
+from arbllm_kernels.evaluate import text_ids
+from arbllm_kernels.methods import hessian_factor, solve
+from arbllm_kernels.models import find_layers
+from arbllm_kernels.packed import PackedWeight
+
+LINEARS = ("3.self_attn.q_proj", "3.mlp.down_proj", "15.mlp.gate_proj", "28.self_attn.o_proj")
+MEASURED = 32 * 1024  # tokens of the held-out text on which other commands measure perplexity
+HELD = 8  # windows
+Hessians = dict[str, Tensor]
+
+
+@torch.no_grad()
+def hessians(model: nn.Module, linears: dict[str, nn.Linear], windows: Iterable[Tensor]) -> Hessians:
+    """(2/N) sum x x^T of each linear's inputs over N windows, with the dense model."""
+    sums = {name: torch.zeros(linear.in_features, linear.in_features) for name, linear in linears.items()}
+
+    def collect(name: str) -> object:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].reshape(-1, args[0].shape[-1])
+            sums[name].addmm_(x.T, x)
+
+        return hook
+
+    handles = [linear.register_forward_pre_hook(collect(name)) for name, linear in linears.items()]
+    count = 0
+    for window in windows:
+        model.base_model(input_ids=window[None], use_cache=False)
+        count += 1
+    for handle in handles:
+        handle.remove()
+    return {name: H * (2 / count) for name, H in sums.items()}
+
+
+def error(W: Tensor, Q: Tensor, H: Tensor) -> float:
+    R = W - Q
+    return float(((R @ H) * R).sum() / ((W @ H) * W).sum())
+
+
+class Bench:
+    """The linears, their Hessians, and a table of variants."""
+
+    def __init__(self, linears: dict[str, nn.Linear], calibration: Hessians, held: Hessians) -> None:
+        self.weights = {name: linear.weight.data for name, linear in linears.items()}
+        self.calibration, self.held = calibration, held
+
+    def head(self, title: str, *more: str) -> None:
+        names = " | ".join((*(name.replace("self_attn.", "").replace("mlp.", "") for name in self.weights), *more))
+        print(f"\n**{title}**: error on the calibration text / held out\n")
+        print(f"| | {names} | bits | seconds |\n|{'---|' * (3 + len(self.weights) + len(more))}", flush=True)
+
+    def quantize(self, cfg: arb.QuantConfig, source: Hessians, *, feedback: bool = True) -> dict[str, PackedWeight]:
+        """With `feedback` off the solver is told that no two inputs are correlated."""
+        packed = {}
+        for name, W in self.weights.items():
+            H = source[name] if feedback else torch.diag(source[name].diagonal())
+            packed[name] = solve(W, hessian_factor(H, cfg.damp, ordered=cfg.has_levels), cfg)[0]
+        return packed
+
+    def row(
+        self, label: str, cfg: arb.QuantConfig, source: Hessians | None = None, *, feedback: bool = True
+    ) -> dict[str, PackedWeight]:
+        start = time.perf_counter()
+        packed = self.quantize(cfg, self.calibration if source is None else source, feedback=feedback)
+        self.show(label, packed, time.perf_counter() - start)
+        return packed
+
+    def show(self, label: str, packed: dict[str, PackedWeight], seconds: float, bits: float | None = None) -> None:
+        cells = []
+        for name, W in self.weights.items():
+            Q = packed[name].dequantize()
+            cells.append(f"{error(W, Q, self.calibration[name]):.4f} / {error(W, Q, self.held[name]):.4f}")
+        size = 8 * sum(pw.nbytes for pw in packed.values()) / sum(W.numel() for W in self.weights.values())
+        print(f"| {label} | {' | '.join(cells)} | {bits or size:.3f} | {seconds:.1f} |", flush=True)
+
+
+def steps(bench: Bench) -> None:
+    bench.head("Each step")
+    bench.row("ARB-RC + CGB (`paper`)", arb.QuantConfig.preset("paper"))
+    for preset in ("compact", "best"):
+        final = arb.QuantConfig.preset(preset)
+        plain = dataclasses.replace(final, block_size=256, damp=0.01, sweeps=0)
+        bench.row(f"{final.bits} bits: nearest levels, blocks of 256", plain, feedback=False)
+        bench.row("+ feedback inside the block", plain)
+        for sweeps in (1, 3, 6):
+            bench.row(f"+ coordinate descent, rounds: {sweeps}", dataclasses.replace(plain, sweeps=sweeps))
+        for size in (128, 512):
+            bench.row(f"3 rounds, blocks of {size}", dataclasses.replace(plain, sweeps=3, block_size=size))
+        bench.row("3 rounds, one block", dataclasses.replace(final, damp=0.01))
+        bench.row(f"the same, damp 0.1 (`{preset}`)", final)
+
+
+def damping(bench: Bench) -> None:
+    bench.head("Damping, 2.3 bits, one block")
+    for damp in (0.001, 0.01, 0.1, 0.3):
+        bench.row(f"damp {damp}", dataclasses.replace(arb.QuantConfig.preset("compact"), damp=damp))
+
+
+def calibration(bench: Bench, parts: dict[str, Hessians]) -> None:
+    bench.head("Calibration, `compact`; the first error always on the 32 windows")
+    for label, source in parts.items():
+        bench.row(label, arb.QuantConfig.preset("compact"), source)
+
+
+def row_scales(bench: Bench) -> None:
+    """Coarser row scales put into finished weights, and what they would save."""
+    bench.head("Row scales of fewer bits, rounded after the fact")
+    for preset in ("compact", "best"):
+        packed = bench.row(f"`{preset}`, 7 bits in a byte", arb.QuantConfig.preset(preset))
+        weights = sum(W.numel() for W in bench.weights.values())
+        for bits in (6, 5):
+            step = 2 ** (7 - bits)
+            coarse = {}
+            for name, pw in packed.items():
+                codes = ((pw.row_scale.float() / step).round() * step).clamp(max=127).to(torch.uint8)
+                coarse[name] = dataclasses.replace(pw, row_scale=codes)
+            saved = sum(pw.row_scale.numel() for pw in packed.values()) * (8 - bits)
+            size = (8 * sum(pw.nbytes for pw in packed.values()) - saved) / weights
+            bench.show(f"{bits} bits", coarse, 0.0, size)
+
+
+def entropy(bench: Bench) -> None:
+    """What an ideal coder could save: order-0 entropy, with a probability per matrix or per column."""
+    print("\n**Entropy of the planes**, bits per stored bit, with one probability per matrix / one per column\n")
+    print("| | sign | group | second | all planes, bits per weight | of them saved |\n|---|---|---|---|---|---|")
+    for preset in ("paper", "compact", "best"):
+        found: dict[str, list[Tensor]] = {"sign": [], "group": [], "second": []}
+        cfg = arb.QuantConfig.preset(preset)
+        for packed in bench.quantize(cfg, bench.calibration).values():
+            for block in packed.blocks():
+                found["sign"].append(block.sign)
+                found["group"].append(block.group.bool())
+                if block.second is not None:
+                    found["second"].append(block.second[:, block.salient])
+        cells, bits, coded = [], 0, 0.0
+        for planes in found.values():
+            ones = torch.cat([plane.double().mean(0) for plane in planes])
+            rows = torch.cat([torch.full((plane.shape[1],), float(plane.shape[0])).double() for plane in planes])
+            whole, columns = _bits((ones * rows).sum() / rows.sum()), (_bits(ones) * rows).sum() / rows.sum()
+            cells.append(f"{float(whole):.4f} / {float(columns):.4f}")
+            bits += int(rows.sum())
+            coded += float(columns * rows.sum())
+        weights = sum(W.numel() for W in bench.weights.values())
+        print(
+            f"| `{preset}` | {' | '.join(cells)} | {bits / weights:.3f} | {(bits - coded) / weights:.3f} |", flush=True
+        )
+
+
+def _bits(p: Tensor) -> Tensor:
+    p = p.clamp(1e-12, 1 - 1e-12)
+    return -(p * p.log2() + (1 - p) * (1 - p).log2())
+
+
+def mean(parts: list[Hessians]) -> Hessians:
+    return {name: sum((part[name] for part in parts[1:]), parts[0][name]) / len(parts) for name in parts[0]}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model", help="Hugging Face folder or .gguf file")
+    p.add_argument("--calib", type=Path, required=True, help="calibration text file")
+    p.add_argument("--held", type=Path, required=True, help="text file to measure held-out errors on")
+    p.add_argument("--linears", nargs="+", default=list(LINEARS), help="names within the list of decoder layers")
+    p.add_argument("--seqlen", type=int, default=512)
+    args = p.parse_args()
+    checkpoint = open_checkpoint(args.model)
+    model, tokenizer = checkpoint.materialize(torch.float32), checkpoint.tokenizer()
+    layers = find_layers(model)[1]
+    linears: dict[str, nn.Linear] = {name: layers.get_submodule(name) for name in args.linears}
+    ids = calibration_ids(args.calib, tokenizer, 32, args.seqlen, 0)
+    quarters = [hessians(model, linears, part) for part in ids.split(8)]
+    behind = text_ids(args.held, tokenizer)[MEASURED:]
+    held = hessians(model, linears, behind[: HELD * args.seqlen].view(HELD, -1))
+    own = calibration_ids("self", tokenizer, 8, args.seqlen, 0, model)
+    bench = Bench(linears, mean(quarters), held)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    steps(bench)
+    damping(bench)
+    calibration(
+        bench,
+        {
+            "8 windows": quarters[0],
+            "16 windows": mean(quarters[:2]),
+            "32 windows": bench.calibration,
+            "8 windows that the model wrote": hessians(model, linears, own),
+        },
+    )
+    row_scales(bench)
+    entropy(bench)
+
+
+if __name__ == "__main__":
+    main()
