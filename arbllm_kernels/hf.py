@@ -23,6 +23,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .calibration import SAMPLES, SEQLEN, calibration_ids, is_self
+from .checkpoints import folder_tokenizer
 from .config import QuantConfig
 from .errors import FormatError, InputError
 from .folder import METHOD, FolderInfo, guards, shapes_of
@@ -205,14 +206,16 @@ def _calibration(model: Any, config: ARBConfig) -> Tensor:
         return config.calibration
     from transformers import AutoTokenizer
 
-    source = model.config.name_or_path
+    source = Path(model.config.name_or_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        if not is_self(config.calibration):
-            text = f"ARBConfig: no tokenizer in {source} to read {config.calibration} with; give token ids instead"
-            raise InputError(text) from error
+        # some transformers make up a tokenizer for a folder that has none
+        tokenizer = folder_tokenizer(source) if source.is_dir() else AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError):
         tokenizer = None
+    if tokenizer is None and not is_self(config.calibration):
+        raise InputError(
+            f"ARBConfig: no tokenizer in {source} to read {config.calibration} with; give token ids instead"
+        )
     return calibration_ids(
         config.calibration, tokenizer, config.samples, config.seqlen, config.seed, model, text_field=config.text_field
     )

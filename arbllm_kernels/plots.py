@@ -21,15 +21,15 @@ WIDTH, HEIGHT = 9.0, 3.6  # inches
 BINS = 60
 
 
-def parts_plot(parts: Mapping[str, int]) -> str:
-    """One bar of the whole file, by part."""
+def parts_plot(parts: Mapping[str, float], unit: str) -> str:
+    """One bar of a whole, by part."""
     figure, (axes,) = _figure(height=1.8)
     start, total = 0.0, sum(parts.values())
     for colour, (name, size) in zip(COLOURS, parts.items(), strict=False):
-        label = f"{name}: {size / 1e6:.2f} MB ({size / total:.1%})"
-        axes.barh([0], [size / 1e6], left=start, color=colour, label=label)
-        start += size / 1e6
-    axes.set(yticks=[], xlabel="MB", xlim=(0, start))
+        label = f"{name}: {size:.2f} {unit} ({size / total:.1%})"
+        axes.barh([0], [size], left=start, color=colour, label=label)
+        start += size
+    axes.set(yticks=[], xlabel=unit, xlim=(0, start))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45), ncols=3, frameon=False, fontsize=9)
     return _svg(figure)
 
@@ -82,26 +82,44 @@ def convergence_plot(errors: Sequence[float], changes: Sequence[float]) -> str:
     left.plot(range(len(errors)), errors, marker="o", markersize=3, color=BEFORE)
     left.set(xlabel="iterations", ylabel="relative error")
     right.plot(range(1, len(changes)), changes[1:], marker="o", markersize=3, color=AFTER)
-    left.xaxis.get_major_locator().set_params(integer=True)
-    right.set(xlabel="iterations", ylabel="change of row scales", yscale="log" if any(changes) else "linear")
+    left.ticklabel_format(axis="y", useOffset=False)
+    right.set(xlabel="iterations", ylabel="change of row scales", xlim=left.get_xlim())
+    if any(changes):
+        right.set_yscale("log", nonpositive="mask")  # what no longer changes has no logarithm
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return _svg(figure)
 
 
 def perplexity_plot(points: Sequence[Measurement]) -> str:
-    """Every measured model as a labelled point."""
+    """Every measured model as a labelled point; one without a size as a line."""
     figure, (axes,) = _figure(height=4.5)
-    axes.scatter([p.megabytes for p in points], [p.perplexity for p in points], color=BEFORE)
-    near = 0.1 * (max(p.megabytes for p in points) - min(p.megabytes for p in points))
-    for point in points:
-        below = [p for p in points if p.perplexity < point.perplexity and abs(p.megabytes - point.megabytes) < near]
+    sized = [(p, p.megabytes) for p in points if p.megabytes is not None]
+    axes.scatter([size for _, size in sized], [p.perplexity for p, _ in sized], color=BEFORE)
+    near = 0.1 * (max(size for _, size in sized) - min(size for _, size in sized)) if sized else 0.0
+    for point in (p for p in points if p.megabytes is None):
+        axes.axhline(point.perplexity, color=AFTER, linestyle="--", linewidth=1)
         axes.annotate(
             f"{point.label} {point.perplexity:.4g}",
-            (point.megabytes, point.perplexity),
+            (0.01, point.perplexity),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=9,
+        )
+    for point, size in sized:
+        below = [p for p, other in sized if p.perplexity < point.perplexity and abs(other - size) < near]
+        axes.annotate(
+            f"{point.label} {point.perplexity:.4g}",
+            (size, point.perplexity),
             xytext=(6, 5 if below else -11),  # away from a neighbour's label
             textcoords="offset points",
             fontsize=9,
         )
     axes.set(xlabel="file, MB", ylabel="perplexity", yscale="log")
+    axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.margins(x=0.25, y=0.15)
     return _svg(figure)
 

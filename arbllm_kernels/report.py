@@ -26,6 +26,7 @@ from .inspect import Report, report
 from .methods import quantize_weight
 from .plots import column_plot, convergence_plot, error_plot, parts_plot, perplexity_plot, row_plot
 
+PACKED_PARTS = ("signs", "bitmaps", "scales")
 CONVERGENCE_ROWS = 64  # enough to see it; the solver runs once per number of iterations
 LAYER = re.compile(r"\.(\d+)\.")
 
@@ -43,10 +44,10 @@ class MatrixError:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A model's size and quality, measured elsewhere."""
+    """A model's size and quality, measured elsewhere; a model that is not in a file has no size."""
 
     label: str
-    megabytes: float
+    megabytes: float | None
     perplexity: float
 
 
@@ -67,7 +68,7 @@ def write_report(
         base: the dense checkpoint the file was made from: folder, `.gguf` file or hub id.
         row: "module:index" of the row to show; the matrix of median error and its first row by default.
         measurements: JSON files as bench/quality.py writes them: an object, or a list of them, with "method",
-            "perplexity" and "file_bytes".
+            "perplexity" and, but for the dense model's, "file_bytes".
         advance: told about progress, in matrices.
 
     Raises:
@@ -76,7 +77,7 @@ def write_report(
     """
     archive = read(path)
     sizes = report(archive)
-    figures = [("Where the bytes are", parts_plot(sizes.parts), "Everything in the file, header and padding included.")]
+    figures = _size_figures(sizes)
     errors: list[MatrixError] = []
     if base is not None:
         checkpoint = open_checkpoint(base)
@@ -86,10 +87,23 @@ def write_report(
         figures += _matrix_figures(archive, name, index, dense, packed, errors)
     points = [point for file in measurements for point in read_measurements(file)]
     if points:
-        caption = "Lower left is better. Measured elsewhere and read from the files given."
+        caption = "Lower left is better; a line is a model of no given size. Measured elsewhere."
         figures.append(("Perplexity against size", perplexity_plot(points), caption))
     Path(out).write_text(_page(archive, sizes, figures, errors), encoding="utf-8")
     return errors
+
+
+def _size_figures(sizes: Report) -> list[tuple[str, str, str]]:
+    """(title, SVG, caption) of the figures that need the file alone."""
+    megabytes = {name: size / 1e6 for name, size in sizes.parts.items()}
+    whole = "Everything in the file, header and padding included."
+    figures = [("Where the bytes are", parts_plot(megabytes, "MB"), whole)]
+    weights = sum(w.shape[0] * w.shape[1] for w in sizes.weights)
+    if weights:
+        bits = {name: 8 * sizes.parts[name] / weights for name in PACKED_PARTS}
+        caption = f"{sizes.bits_per_weight:.3f} true bits for each of the {weights:,} packed weights."
+        figures.append(("Bits of a packed weight", parts_plot(bits, "bits"), caption))
+    return figures
 
 
 def measure(
@@ -144,11 +158,15 @@ def read_measurements(path: str | os.PathLike[str]) -> list[Measurement]:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         rows = values if isinstance(values, list) else [values]
         return [
-            Measurement(label=str(r["method"]), megabytes=r["file_bytes"] / 1e6, perplexity=float(r["perplexity"]))
+            Measurement(
+                label=str(r["method"]),
+                megabytes=r["file_bytes"] / 1e6 if "file_bytes" in r else None,
+                perplexity=float(r["perplexity"]),
+            )
             for r in rows
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        text = f"{path}: must hold method, file_bytes and perplexity, as bench/quality.py writes them ({error!r})"
+        text = f"{path}: must hold method, perplexity and file_bytes, as bench/quality.py writes them ({error!r})"
         raise InputError(text) from error
 
 
@@ -190,7 +208,7 @@ def _matrix_figures(
             "Convergence",
             convergence_plot(*history),
             f"{cfg.label}, the first {min(CONVERGENCE_ROWS, len(dense))} rows of {name}, with the identity as Hessian: "
-            "computed for this page.",
+            "computed for this page. Iterations that change nothing are not drawn on the right.",
         ),
     ]
 

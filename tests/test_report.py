@@ -46,25 +46,34 @@ def test_the_page_is_complete_in_itself(folder: Path, capsys: pytest.CaptureFixt
     row = "model.layers.1.mlp.up_proj:3"
     numbers = folder / "numbers.json"
     points = [{"method": m, "file_bytes": 1e6 * i, "perplexity": 30 - i} for i, m in enumerate(("A <b>", "B"), 1)]
-    numbers.write_text(json.dumps(points))
+    numbers.write_text(json.dumps([{"method": "fp32", "perplexity": 20.0, "bits": 32.0}, *points]))
     out = folder / "page.html"
     options = ("--base", folder / "dense", "--row", row, "--measurements", numbers, "--out", out)
     run(capsys, "report", folder / "m.arb", *options)
     page = out.read_text()
     assert "http" not in re.sub(r'src="data:[^"]*"', "", page)
     titles = re.findall("<h2>(.*?)</h2>", page)
-    assert len(titles) == 7 and "Row 3 of model.layers.1.mlp.up_proj" in page
+    assert len(titles) == 8 and "Row 3 of model.layers.1.mlp.up_proj" in page
     images = re.findall('src="data:image/svg\\+xml;base64,([^"]+)"', page)
-    assert len(images) == 6 and len(set(images)) == 6
+    assert len(images) == 7 and len(set(images)) == 7
     for image in images:
         assert ElementTree.fromstring(base64.b64decode(image)).tag.endswith("svg")
-    assert plots.parts_plot({"signs": 3, "scales": 1}) == plots.parts_plot({"signs": 3, "scales": 1})
+    assert plots.parts_plot({"signs": 3}, "MB") == plots.parts_plot({"signs": 3}, "MB")
+
+
+def test_a_dense_model_is_a_line_not_a_point(tmp_path: Path) -> None:
+    (tmp_path / "fp32.json").write_text('{"method": "fp32", "perplexity": 24.0, "bits": 32.0}')
+    (tmp_path / "arb.json").write_text('{"method": "ARB", "perplexity": 90, "file_bytes": 2e6}')
+    points = [p for name in ("fp32", "arb") for p in report.read_measurements(tmp_path / f"{name}.json")]
+    assert [(p.label, p.megabytes, p.perplexity) for p in points] == [("fp32", None, 24.0), ("ARB", 2.0, 90.0)]
+    alone, both = (plots.perplexity_plot(some) for some in (points[1:], points))
+    assert alone != both and plots.perplexity_plot(points[:1])
 
 
 def test_without_a_base_only_sizes_are_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "report", folder / "m.arb")
     page = (folder / "m.html").read_text()
-    assert re.findall("<h2>(.*?)</h2>", page) == ["Where the bytes are"] and "--base" in page
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Where the bytes are", "Bits of a packed weight"] and "--base" in page
 
 
 def test_convergence_falls_and_settles() -> None:

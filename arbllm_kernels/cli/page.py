@@ -17,9 +17,7 @@ def report(
     base: Annotated[str | None, typer.Option(help="The dense model it was made from: folder, .gguf or hub id.")] = None,
     out: Annotated[Path | None, typer.Option(help="The page to write; FILE.html by default.")] = None,
     row: Annotated[str | None, typer.Option(help="MODULE:INDEX of the row whose distribution is shown.")] = None,
-    measurements: Annotated[
-        list[Path] | None, typer.Option(help="JSON with method, file_bytes, perplexity. May be repeated.")
-    ] = None,
+    measurements: Annotated[list[Path] | None, typer.Option(help="JSON of bench/quality.py. May be repeated.")] = None,
     threads: Threads = 0,
 ) -> None:
     """One HTML page with plots: errors, sizes, distributions, convergence. Complete in itself.
