@@ -26,8 +26,8 @@ from .models import check_ids
 from .packed import PARTS, PackedWeight
 from .progress import Report
 
-EPOCHS = 4
-RATE = 3e-3
+EPOCHS = 2
+RATE = 5e-3
 BETAS = (0.9, 0.95)  # few steps: the second moment must not remember the first ones for long
 CHUNK = 128  # positions whose logits exist at the same time
 State = dict[str, Tensor]

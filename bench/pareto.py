@@ -164,6 +164,8 @@ def main() -> None:
     p.add_argument("--calib", type=Path, required=True, help="calibration text file")
     p.add_argument("--text", type=Path, required=True, help="evaluation text file")
     p.add_argument("--out", type=Path, required=True, help="folder of the records, the same as bench/quality.py's")
+    names = [*(f"{preset}.tuned" for preset in TUNED), *PLAIN, *CALIBRATED]
+    p.add_argument("--rows", nargs="*", default=names, choices=names, help="rows to measure; the table has all records")
     p.add_argument("--known", type=Path, help="file with a table of rows measured before")
     p.add_argument("--plot", type=Path, help="SVG or PNG file to write (needs matplotlib)")
     p.add_argument("--samples", type=int, default=32)
@@ -172,11 +174,13 @@ def main() -> None:
     p.add_argument("--windows", type=int, default=32)
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for preset in TUNED:
-        label = f"{arb.QuantConfig.preset(preset).label}, tuned"
-        measure(f"{preset}.tuned", label, partial(tuned, preset, args), args)
-    for name in (*PLAIN, *CALIBRATED):
-        measure(name.replace(" ", ""), name, partial(baseline, name, args), args)
+    for name in args.rows:
+        preset = name.removesuffix(".tuned")
+        if preset in TUNED:
+            label = f"{arb.QuantConfig.preset(preset).label}, tuned"
+            measure(name, label, partial(tuned, preset, args), args)
+        else:
+            measure(name.replace(" ", ""), name, partial(baseline, name, args), args)
     rows = {row["method"]: row for row in known_rows(args.known)} if args.known else {}
     rows |= {row["method"]: row for row in map(json.loads, (path.read_text() for path in args.out.glob("*.json")))}
     table = sorted(rows.values(), key=lambda row: row["bits"])
