@@ -118,10 +118,10 @@ def damping(bench: Bench) -> None:
         bench.row(f"damp {damp}", dataclasses.replace(arb.QuantConfig.preset("compact"), damp=damp))
 
 
-def calibration(bench: Bench, parts: dict[str, Hessians]) -> None:
+def calibration(bench: Bench, quarters: list[Hessians]) -> None:
     bench.head("Calibration, `compact`; the first error always on the 32 windows")
-    for label, source in parts.items():
-        bench.row(label, arb.QuantConfig.preset("compact"), source)
+    for count in (1, 2, 4):
+        bench.row(f"{8 * count} windows", arb.QuantConfig.preset("compact"), mean(quarters[:count]))
 
 
 def row_scales(bench: Bench) -> None:
@@ -193,22 +193,15 @@ def main() -> None:
     quarters = [hessians(model, linears, part) for part in ids.split(8)]
     behind = text_ids(args.held, tokenizer)[MEASURED:]
     held = hessians(model, linears, behind[: HELD * args.seqlen].view(HELD, -1))
-    own = calibration_ids("self", tokenizer, 8, args.seqlen, 0, model)
     bench = Bench(linears, mean(quarters), held)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     steps(bench)
     damping(bench)
-    calibration(
-        bench,
-        {
-            "8 windows": quarters[0],
-            "16 windows": mean(quarters[:2]),
-            "32 windows": bench.calibration,
-            "8 windows that the model wrote": hessians(model, linears, own),
-        },
-    )
     row_scales(bench)
     entropy(bench)
+    calibration(bench, quarters)
+    own = calibration_ids("self", tokenizer, 8, args.seqlen, 0, model)
+    bench.row("8 windows that the model wrote", arb.QuantConfig.preset("compact"), hessians(model, linears, own))
 
 
 if __name__ == "__main__":
