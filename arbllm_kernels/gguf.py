@@ -33,6 +33,7 @@ class GGUFCheckpoint(Checkpoint):
         self._processor: Any = tables.TENSOR_PROCESSORS.get(architecture, tables.TensorProcessor)(config=fields)
         with _metadata_of(reader):
             self._map: dict[str, str] = tables.get_gguf_hf_weights_map(model, self._processor)
+        self._shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         self._stored: dict[str, list[Any]] = {}
         for tensor in reader.tensors:
             # merged experts are listed without their suffix
@@ -81,7 +82,7 @@ class GGUFCheckpoint(Checkpoint):
             )
             # a processor that returns no name has put the (partly filled) tensor into `parsed` itself
             value = result.weights if result.name is not None else parsed["tensors"][stored].numpy()
-        shape = list(self.model.state_dict()[name].shape)
+        shape = self._shapes[name]
         if value is None or list(value.shape) != shape:
             got = "nothing" if value is None else list(value.shape)
             raise InputError(f"{self.path}: {name} is {got}, the config asks for {shape}")

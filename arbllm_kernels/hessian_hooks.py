@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .errors import UnsupportedModelError
 
 Key = tuple[str, ...]
+PANEL = 256  # columns of a Hessian summed by one matrix product
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,12 @@ class _Seen:
     tensor: Tensor
     version: int
     names: list[str]
+
+
+def _add_gram(total: Tensor, x: Tensor) -> None:
+    """Add x^T x to `total`, but for panels below the diagonal: for wide inputs hardly more than half of the products."""
+    for a in range(0, x.shape[1], PANEL):
+        total[a : a + PANEL, a:].addmm_(x[:, a : a + PANEL].t(), x[:, a:])
 
 
 class _EverythingSeen(Exception):
@@ -95,7 +102,7 @@ class HessianCollector:
             if key not in self._sums:
                 self._sums[key] = x.new_zeros(x.shape[1], x.shape[1])
                 self._tokens[key] = 0
-            self._sums[key].addmm_(x.t(), x)
+            _add_gram(self._sums[key], x)
             self._tokens[key] += x.shape[0]
             dense = self._dense[self._samples].get(key[0]) if self._dense else None
             if dense is not None and dense.shape == x.shape:
@@ -121,7 +128,8 @@ class HessianCollector:
                 weight = self._linears[names[0]].weight
                 H = torch.eye(weight.shape[1], device=weight.device)
             else:
-                H = sum((self._sums[key] for key in keys[1:]), start=self._sums[keys[0]]) * (2.0 / self._samples)
+                upper = sum((self._sums[key] for key in keys[1:]), start=self._sums[keys[0]])
+                H = (upper.triu() + upper.triu(1).T) * (2.0 / self._samples)
             # a linear that shares its input in some samples only is a routed expert: its tokens need not be the same
             drift = self._drifts.get(keys[0]) if len(keys) == 1 else None
             result.append(SharedInput(names, H, tokens, None if drift is None else drift * (2.0 / self._samples)))

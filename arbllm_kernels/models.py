@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .archive import is_finite
 from .errors import InputError, UnsupportedModelError
 
 
@@ -135,7 +136,7 @@ def check_vocabulary(ids: Tensor, model: nn.Module) -> None:
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raises InputError naming the tensor when it holds NaN or Inf."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not is_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         raise InputError(f"{name} {list(tensor.shape)}: {bad} of {tensor.numel()} values are NaN or Inf")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .archive import is_finite
 from .checkpoints import Checkpoint
 from .errors import InputError
 from .layer_loop import LayerResult
@@ -143,7 +144,7 @@ def cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     if not value.is_floating_point():
         return value
     result = value.to(dtype)
-    if not bool(torch.isfinite(result).all()):
+    if not is_finite(result):
         raise InputError(
             f"{name} has values up to {float(value.abs().max()):.3g}, beyond {dtype}; use another embed_dtype"
         )
