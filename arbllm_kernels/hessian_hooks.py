@@ -42,7 +42,7 @@ class _Seen:
 
 
 def _add_gram(total: Tensor, x: Tensor) -> None:
-    """Add x^T x to `total`, but for panels below the diagonal: for wide inputs hardly more than half of the products."""
+    """Add x^T x to `total`, but for the panels below the diagonal: little more than half the work for wide inputs."""
     for a in range(0, x.shape[1], PANEL):
         total[a : a + PANEL, a:].addmm_(x[:, a : a + PANEL].t(), x[:, a:])
 

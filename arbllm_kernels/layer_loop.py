@@ -178,7 +178,7 @@ def _advance(layer: nn.Module, index: int, captured: Captured) -> None:
 
 
 def _dense(packed: PackedWeight) -> Tensor:
-    """What the kernels multiply by; theirs, because PackedWeight.dequantize gives the same bits in 50 times the time."""
+    """What the kernels multiply by. From them, because PackedWeight.dequantize gives the same bits more slowly."""
     dense: Tensor = DEQUANTIZE(*packed_args(packed))
     return dense
 

@@ -38,15 +38,16 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
     columns = torch.nonzero(~salient)[:, 0]
     part = s[:, columns]
     remaining = None
-    for _ in range(cfg.groups - 1):
+    for last in range(cfg.groups - 2, -1, -1):
         thresholds = quantiles(part, remaining, s.numel(), cfg.thresholds)
         if S is None or residual is None:
             remaining = _low_side(part, remaining, split(part, remaining, thresholds, order=1))
         else:
             members = torch.ones_like(part, dtype=torch.bool) if remaining is None else remaining
             best = output_costs(part, columns, members, thresholds, residual, S).argmin()
-            high, residual = split_by_output(part, columns, members, thresholds[best : best + 1], residual, S)
-            remaining = members & ~high
+            if last > 0:  # the next split needs to know what the high side leaves
+                residual = split_by_output(part, columns, members, thresholds[best : best + 1], residual, S)[1]
+            remaining = _low_side(part, remaining, float(thresholds[best]))
         group[:, columns] += remaining
     return Partition(salient, group)
 
@@ -188,8 +189,18 @@ def fit_arb(zone: Zone, order: int, iters: int) -> Fit:
 
 
 def fit_arb_x(zone: Zone, order: int, iters: int) -> Fit:
-    """As methods/arb_x.py; only its first half, ARB, is native."""
-    return arb_x.refine(zone, fit_arb(zone, order, iters), iters)
+    """As methods/arb_x.py, for a float32 zone; what the planes meet in S is torch's work."""
+    return arb_x.refine(zone, fit_arb(zone, order, iters), iters, _alternate)
+
+
+def _alternate(gram: Tensor, coefficients: Tensor, iters: int) -> Tensor:
+    gram, coefficients = gram.contiguous(), coefficients.clone(memory_format=torch.contiguous_format)
+    n, vectors = coefficients.shape
+    _check("gram", gram, torch.float32, 3)
+    _check_shape("gram", gram, (n, vectors + 1, vectors + 1))
+    if n:
+        extension.fit_arb_x(gram.data_ptr(), n, vectors, iters, torch.get_num_threads(), coefficients.data_ptr())
+    return coefficients
 
 
 def fit_arb_rc(zone: Zone, order: int, iters: int) -> Fit:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ def quantize_checkpoint(
     Raises:
         InputError, CalibrationError, UnsupportedModelError: before anything is written, naming what to change.
     """
+    begun = time.perf_counter()
     out, report = Path(out), Report(show=progress)
     work = WorkFolder(out)
     check_out(out, overwrite)
@@ -192,6 +194,7 @@ def quantize_checkpoint(
     _check_weights(checkpoint, dtype, packed, report)
     if not resume:
         work.start(state, ids)
+    report.seconds.prepare = time.perf_counter() - begun
     store = StreamStore(checkpoint, work)
     sentence = _dense_sentence(store.layers)
     if sentence is not None:

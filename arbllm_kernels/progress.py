@@ -39,8 +39,10 @@ class LinearRecord:
 
 @dataclass
 class Seconds:
-    """Where the time went. `forward` includes loading a layer's weights; `store` is packing into files."""
+    """Where the time went. `prepare` opens, checks and tokenizes; `forward` includes loading a layer's weights; `store`
+    is packing into files."""
 
+    prepare: float = 0.0
     forward: float = 0.0
     hessian: float = 0.0
     factor: float = 0.0

@@ -16,7 +16,6 @@ import importlib
 import statistics
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,44 +72,56 @@ def same_partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None
     return None, seconds
 
 
-class Timed:
-    """Runs `solve` and knows what its partition search and its binarizers took."""
+class Shares:
+    """While it is open, `solve` notes the seconds of its search, its refinement and its error propagation.
+
+    For arb-levels these are the two native loops, fit and sweep; its propagation is not told apart.
+    """
 
     def __init__(self, backend: str) -> None:
-        self._backend = solver._backend(backend, torch.device("cpu"))
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._inner = solver._backend(backend, torch.device("cpu"))
+        self._names = ("_backend", "_propagate")
+        self._before = {name: getattr(solver, name) for name in self._names}
+        self.seconds: dict[str, float] = dict.fromkeys(("search", "refine", "products"), 0.0)
 
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             start = time.perf_counter()
             result = function(*args)
-            self._seconds[name] += time.perf_counter() - start
+            self.seconds[name] += time.perf_counter() - start
             return result
 
         return run
 
-    def run(self, W: Tensor, factor: object, cfg: QuantConfig, S: Tensor) -> dict[str, float]:
-        """Seconds: total, partition, refinement, and the rest (rounding, error propagation, packing)."""
-        self._seconds.clear()
-        backend = solver.Backend(
-            self._timed("partition", self._backend.partition),
-            {name: self._timed("refinement", b) for name, b in self._backend.binarizers.items()},
-            self._backend.levels,
+    def __enter__(self) -> Shares:
+        inner = self._inner
+        timed = solver.Backend(
+            self._timed("search", inner.partition),
+            {name: self._timed("refine", b) for name, b in inner.binarizers.items()},
+            type(inner.levels)(self._timed("search", inner.levels.fit), self._timed("refine", inner.levels.sweep)),
         )
-        chosen, solver._backend = solver._backend, lambda *_: backend
-        start = time.perf_counter()
-        try:
-            solver.solve(W, factor, cfg, S)
-        finally:
-            solver._backend = chosen
-        total = time.perf_counter() - start
-        parts = {name: self._seconds[name] for name in ("partition", "refinement")}
-        return {"total": total, **parts, "rest": total - sum(parts.values())}
+        solver._backend = lambda *_: timed
+        solver._propagate = self._timed("products", self._before["_propagate"])
+        return self
 
-    def median(self, repeats: int, *args: Any) -> dict[str, float]:
-        """The run of median total, so that its parts add up."""
-        runs = sorted((self.run(*args) for _ in range(repeats)), key=lambda r: r["total"])
-        return runs[len(runs) // 2]
+    def __exit__(self, *exception: object) -> None:
+        for name, function in self._before.items():
+            setattr(solver, name, function)
+
+
+def timed_solve(backend: str, W: Tensor, factor: object, cfg: QuantConfig, S: Tensor) -> dict[str, float]:
+    """Seconds of one run: total, search, refine, products, and the rest (rounding, packing)."""
+    with Shares(backend) as shares:
+        start = time.perf_counter()
+        solver.solve(W, factor, cfg, S)
+        total = time.perf_counter() - start
+    return {"total": total, **shares.seconds, "rest": total - sum(shares.seconds.values())}
+
+
+def median_solve(repeats: int, *args: Any) -> dict[str, float]:
+    """The run of median total, so that its parts add up."""
+    runs = sorted((timed_solve(*args) for _ in range(repeats)), key=lambda r: r["total"])
+    return runs[len(runs) // 2]
 
 
 def main() -> None:
@@ -143,11 +154,13 @@ def main() -> None:
                 if trouble:
                     raise SystemExit(f"{shape} {cfg.label}, block {b}: {trouble}; no times are printed")
                 direct += seconds
-            native = Timed("native").median(args.repeats, W, factor, cfg, S)
-            plain = Timed("torch").median(args.torch_repeats, W, factor, cfg, S)
-            written = direct / min(args.direct_blocks, blocks) * blocks + plain["total"] - plain["partition"]
+            native = median_solve(args.repeats, "native", W, factor, cfg, S)
+            plain = median_solve(args.torch_repeats, "torch", W, factor, cfg, S)
+            written = direct / min(args.direct_blocks, blocks) * blocks + plain["total"] - plain["search"]
             per_weight[cfg.label] = native["total"] / (n * m)
-            shares = " / ".join(f"{native[name] / native['total']:.0%}" for name in ("partition", "refinement", "rest"))
+            shares = " / ".join(
+                f"{native[name] / native['total']:.0%}" for name in ("search", "refine", "products", "rest")
+            )
             rows.append(
                 f"| {n} x {m} | {cfg.label} | {native['total']:.2f} | {plain['total']:.2f} | {written:.1f} | "
                 f"{plain['total'] / native['total']:.1f} | {written / native['total']:.0f} | {shares} | "
@@ -157,7 +170,7 @@ def main() -> None:
     print(f"{args.threads} threads, torch {torch.__version__}; the partitions agree on every block checked\n")
     print(
         "| matrix | method | native s | torch s | direct s | torch / native | direct / native | "
-        "partition / refinement / rest | factorization s |"
+        "search / refine / products / rest | Cholesky s |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))

@@ -83,6 +83,13 @@ void register_solver(py::module_& m) {
                                    pointer<float>(col_scale));
         });
     });
+    m.def("fit_arb_x",
+          [](uintptr_t gram, int64_t rows, int64_t vectors, int64_t iters, int64_t threads, uintptr_t coefficients) {
+              run(arb::Entries{nullptr, nullptr, rows, vectors}, "fit_arb_x", [&] {
+                  return arb::fit_arb_x(pointer<const float>(gram), rows, vectors, iters, threads,
+                                        pointer<float>(coefficients));
+              });
+          });
     m.def("fit_levels", [](uintptr_t weight, uintptr_t importance, uintptr_t levels, uintptr_t col, int64_t rows,
                            int64_t cols, int64_t count, int64_t iters, int64_t threads) {
         const arb::LevelsFit part{pointer<const float>(weight),

@@ -7,20 +7,24 @@ then touch a few numbers per row. `[n, k, k]` is never built.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from . import arb
 from .binarize import Fit, Zone
 
 EPS = 1e-10
+Alternate = Callable[[Tensor, Tensor, int], Tensor]  # gram, coefficients, iterations -> coefficients
 
 
 def binarize(zone: Zone, order: int, iters: int) -> Fit:
     """`iters` iterations of ARB, then `iters` of equation 11 with B held."""
-    return refine(zone, arb.binarize(zone, order, iters), iters)
+    return refine(zone, arb.binarize(zone, order, iters), iters, alternate)
 
 
-def refine(zone: Zone, fit: Fit, iters: int) -> Fit:
+def refine(zone: Zone, fit: Fit, iters: int, alternate: Alternate) -> Fit:
     """Equation 11: `iters` rounds of mean and scales against the layer's outputs, starting from a fit with a mean."""
     if zone.S is None:
         raise TypeError("ARB-X needs S, the second moment of the inputs")
@@ -28,12 +32,18 @@ def refine(zone: Zone, fit: Fit, iters: int) -> Fit:
     binary = [zone.signed(plane) for plane in fit.planes]
     vectors = torch.stack([zone.weight * mask, mask, *binary], 1)  # [n, 2 + order, k]
     gram = (vectors @ zone.S) @ vectors.transpose(1, 2)
-    target, basis = gram[:, 0, 1:], gram[:, 1:, 1:]  # basis: the mean's indicator, then the planes
     if fit.mean is None:
         raise TypeError("ARB-X refines a fit that has a mean")
-    coefficients = torch.cat([fit.mean[:, None], fit.row_scale], 1)
+    coefficients = alternate(gram, torch.cat([fit.mean[:, None], fit.row_scale], 1), iters)
+    return Fit(fit.planes, coefficients[:, 1:], mean=coefficients[:, 0])
+
+
+def alternate(gram: Tensor, coefficients: Tensor, iters: int) -> Tensor:
+    """Mean, alpha_1, alpha_2 [n, 1 + order] in turn, each exact given the others. gram: the weights, then the basis."""
+    target, basis = gram[:, 0, 1:], gram[:, 1:, 1:]  # basis: the mean's indicator, then the planes
+    coefficients = coefficients.clone()
     for _ in range(iters):
-        for i in range(1 + len(fit.planes)):  # mean, alpha_1, alpha_2: each exact given the others
+        for i in range(coefficients.shape[1]):
             others = (basis[:, i] * coefficients).sum(1) - basis[:, i, i] * coefficients[:, i]
             coefficients[:, i] = (target[:, i] - others) / (basis[:, i, i] + EPS)
-    return Fit(fit.planes, coefficients[:, 1:], mean=coefficients[:, 0])
+    return coefficients

@@ -142,10 +142,15 @@ def _block_by_block(work: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | 
                 f"columns {a}..{b - 1} of W [{n}, {m}]: a scale left the range of {cfg.scale_dtype} storage; "
                 "use QuantConfig(scale_dtype='fp32') or a larger damp"
             )
-        work[:, b:] -= error @ factor.U[a:b, b:]
+        _propagate(work[:, b:], error, factor.U[a:b, b:])
         loss += float(error.square().sum())
         blocks.append(block)
     return Solved(blocks, loss, cfg.block_size)
+
+
+def _propagate(after: Tensor, error: Tensor, U: Tensor) -> None:
+    """Let the columns after a block make up for its error, as far as they can (GPTQ)."""
+    after -= error @ U
 
 
 def _backend(backend: str, device: torch.device) -> Backend:

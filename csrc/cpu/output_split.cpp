@@ -1,8 +1,8 @@
 // ARB-X judges a split by tr(R S R^T) of the block's residual R. Per row, R = u - (a level per member), and sorted
 // members take four levels in runs; with E_c = the members before cut c, R = u - sum_c w_c E_c over the cuts. So the
-// trace needs only how the E_c meet in S and in u. A cut that moves past one member changes one E_c by one column of S,
-// and all cuts move upwards together with the threshold: about three columns per member instead of a product with S
-// for every threshold. Oracle: split_by_output in arbllm_kernels/methods/partition.py.
+// trace needs only how the E_c meet in S and in u. Running sums of the columns of S, in the members' order, hold S E
+// for every place a cut can have: a cut that moves past one member then costs a look-up per other cut, whatever the
+// threshold. Oracle: split_by_output in arbllm_kernels/methods/partition.py.
 #include <algorithm>
 #include <numeric>
 
@@ -19,20 +19,25 @@ enum Cut { kFirst, kLast, kLowSign, kHighSign, kEnd, kCuts };
 // The E_c of one row and their products with each other, with S and with u.
 class Indicators {
   public:
-    Indicators(const float* S, int64_t cols) : S_(S), cols_(cols), y_(static_cast<size_t>(kCuts * cols)) {}
+    Indicators(const float* S, int64_t cols) : S_(S), cols_(cols), y_(static_cast<size_t>((cols + 1) * cols)) {}
 
     void reset(const double* z, const std::vector<int64_t>& order) {
-        std::fill(y_.begin(), y_.end(), 0.0);
         std::fill(position, position + kCuts, 0);
         std::fill(with_u, with_u + kCuts, 0.0);
         std::fill(&with[0][0], &with[0][0] + kCuts * kCuts, 0.0);
         z_ = z;
         order_ = order.data();
+        double* sum = y_.data();  // its first row stays 0
+        for (const int64_t j : order) {
+            const float* column = S_ + j * cols_;
+            for (int64_t i = 0; i < cols_; ++i) sum[cols_ + i] = sum[i] + static_cast<double>(column[i]);
+            sum += cols_;
+        }
     }
 
     void move(int cut, int64_t to) {
-        while (position[cut] < to) flip(cut, order_[position[cut]++], 1);
-        while (position[cut] > to) flip(cut, order_[--position[cut]], -1);
+        while (position[cut] < to) flip(cut, position[cut]++, 1);
+        while (position[cut] > to) flip(cut, --position[cut], -1);
     }
 
     int64_t position[kCuts];
@@ -40,23 +45,23 @@ class Indicators {
     double with[kCuts][kCuts];  // E_c S E_d
 
   private:
-    // Adds `sign` times column j to E_cut.
-    void flip(int cut, int64_t j, double sign) {
-        const float* column = S_ + j * cols_;
+    // Adds `sign` times the member at `place` to E_cut.
+    void flip(int cut, int64_t place, double sign) {
+        const int64_t j = order_[place];
         for (int c = 0; c < kCuts; ++c) {
-            if (c != cut) with[c][cut] = with[cut][c] += sign * y_[static_cast<size_t>(c * cols_ + j)];
+            if (c != cut) with[c][cut] = with[cut][c] += sign * y_[static_cast<size_t>(position[c] * cols_ + j)];
         }
-        double* y = &y_[static_cast<size_t>(cut * cols_)];
-        with[cut][cut] += 2 * sign * y[j] + static_cast<double>(column[j]);
+        // the member meets those before it twice and itself once
+        const double *before = &y_[static_cast<size_t>(place * cols_ + j)], *after = before + cols_;
+        with[cut][cut] += sign * (*before + *after);
         with_u[cut] += sign * z_[j];
-        for (int64_t i = 0; i < cols_; ++i) y[i] += sign * static_cast<double>(column[i]);
     }
 
     const float* S_;
     int64_t cols_;
     const double* z_ = nullptr;
     const int64_t* order_ = nullptr;
-    std::vector<double> y_;  // [cuts, cols]: S E_c
+    std::vector<double> y_;  // [cols + 1, cols]: S times the first members
 };
 
 // Mean and scale of one side as they are used: rounded to float32.
@@ -77,7 +82,10 @@ Levels levels(const Set& set, const Below& all, const int64_t* near, const Sorte
 // tr(R S R^T) of one row less the part u S u that no threshold changes.
 double cost(const Indicators& e, const Levels& low, const Levels& high) {
     int order[] = {kFirst, kLast, kLowSign, kHighSign, kEnd};
-    std::stable_sort(order, order + kEnd, [&](int a, int b) { return e.position[a] < e.position[b]; });
+    for (int i = 1; i < kEnd; ++i) {
+        for (int at = i; at > 0 && e.position[order[at]] < e.position[order[at - 1]]; --at)
+            std::swap(order[at], order[at - 1]);
+    }
     // Members before a cut have the level of the run that ends there.
     double weight[kCuts];
     double level = 0;

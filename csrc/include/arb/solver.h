@@ -50,6 +50,12 @@ Status fit_arb(const Entries& zone, int64_t order, int64_t iters, int64_t thread
 Status fit_arb_rc(const Entries& zone, int64_t order, int64_t iters, int64_t threads, uint8_t* planes, float* row_scale,
                   float* col_scale);
 
+// ARB-X, from a fit of ARB (methods/arb_x.py). gram: [rows, vectors + 1, vectors + 1], how a row's weights and then its
+// vectors (the zone, each plane) meet in S. coefficients: [rows, vectors], in: mean and scales of the start, out: after
+// `iters` rounds.
+constexpr int64_t kMaxVectors = 3;
+Status fit_arb_x(const float* gram, int64_t rows, int64_t vectors, int64_t iters, int64_t threads, float* coefficients);
+
 // Codes with shared column scales (methods/levels.py). Arrays are transposed: [cols, rows].
 //
 // One part of a block, all of its columns with `count` magnitudes per row, 2 or 4.
