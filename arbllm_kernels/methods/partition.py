@@ -226,8 +226,11 @@ def salient_residual(
     s: Tensor, salient: Tensor, group: Tensor, cfg: QuantConfig, binarize: Binarizer = arb.binarize
 ) -> Tensor:
     """What ARB of order 2 leaves of s on the salient columns, 0 elsewhere."""
+    columns = torch.nonzero(salient)[:, 0]
+    part, left = s[:, columns], s[:, columns]
+    for g in range(cfg.salient_groups if len(columns) else 0):
+        mask = group[:, columns] == g
+        left = torch.where(mask, part - binarize(Zone(part, mask), 2, cfg.iters).values(), left)
     residual = torch.zeros_like(s)
-    for g in range(cfg.salient_groups):
-        mask = salient & (group == g)
-        residual = torch.where(mask, s - binarize(Zone(s, mask), 2, cfg.iters).values(), residual)
+    residual[:, columns] = left
     return residual

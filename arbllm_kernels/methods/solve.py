@@ -6,6 +6,7 @@ rounded to their storage type.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -137,13 +138,14 @@ def _block_by_block(work: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | 
         local = None if S is None or cfg.method != "arb-x" else S[a:b, a:b].to(work)
         block = binarize_block(work[:, a:b], d[a:b], cfg, local, worker).rounded(STORAGE[cfg.scale_dtype])
         error = (work[:, a:b] - block.values()) / d[a:b]
-        if not bool(torch.isfinite(error).all()):
+        squared = float(error.square().sum())
+        if not math.isfinite(squared):
             raise InputError(
                 f"columns {a}..{b - 1} of W [{n}, {m}]: a scale left the range of {cfg.scale_dtype} storage; "
                 "use QuantConfig(scale_dtype='fp32') or a larger damp"
             )
         _propagate(work[:, b:], error, factor.U[a:b, b:])
-        loss += float(error.square().sum())
+        loss += squared
         blocks.append(block)
     return Solved(blocks, loss, cfg.block_size)
 
