@@ -283,8 +283,14 @@ def test_neon_selftest_under_emulation(tmp_path: Path) -> None:
     assert "ran neon\n" in result.stdout and "ran neondot\n" in result.stdout and "360 weights" in result.stdout
 
 
+VNNI_AND_BELOW = ("avx2", "avx512", "avx512vnni")
+
+
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="x86-64 units only")
-@pytest.mark.parametrize("unit", ["avx2/kernels", "avx512/kernels", "avx2/int8", "avx512/int8", "avx512vnni/int8"])
+@pytest.mark.parametrize(
+    "unit",
+    ["avx2/kernels", "avx512/kernels"] + [f"{isa}/{kind}" for isa in VNNI_AND_BELOW for kind in ("int8", "line")],
+)
 def test_units_share_no_code(unit: str, tmp_path: Path) -> None:
     """A weak symbol in a unit could be linked into code for machines that lack its instruction set."""
     for tool in ("g++", "nm"):

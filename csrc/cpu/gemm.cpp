@@ -99,13 +99,80 @@ Status multiply_int8(const Int8Kernels& kernels, const Int8Job& job, const float
     return Status::ok;
 }
 
+// ---- the same in whole numbers
+
+// Vectors that begin in one cache line and end in the next take twice as long to read.
+struct FreeAligned {
+    void operator()(int8_t* p) const { operator delete[](p, std::align_val_t(64)); }
+};
+using AlignedBytes = std::unique_ptr<int8_t[], FreeAligned>;
+
+AlignedBytes aligned_bytes(int64_t count) {
+    return AlignedBytes(new (std::align_val_t(64)) int8_t[static_cast<size_t>(count)]);
+}
+
+struct LineTile {
+    const LineKernels* kernels;
+    const LineJob* job;
+    const LineRow* x;
+    int64_t count;   // rows of x
+    int64_t number;  // digits
+    float* y;
+};
+
+Status multiply_line_rows(void* context, int64_t begin, int64_t end) {
+    const LineTile& t = *static_cast<const LineTile*>(context);
+    const std::unique_ptr<unsigned char[]> scratch(
+        new (std::nothrow) unsigned char[static_cast<size_t>(t.job->scratch)]);
+    if (scratch == nullptr) return Status::out_of_memory;
+    for (int64_t i = 0, tile = t.number == 1 ? kLineTile : kExactLineTile; i < t.count; i += tile) {
+        while (tile > t.count - i) tile /= 2;
+        float* y[kLineTile];
+        for (int64_t row = 0; row < tile; ++row) y[row] = t.y + (i + row) * t.job->weight->rows;
+        t.kernels->multiply(*t.job, t.x + i, tile, t.number, begin, end, scratch.get(), y);
+    }
+    return Status::ok;
+}
+
+// Multiplies rows of x up to the first that is not finite and returns how many.
+int64_t multiply_line(const LineKernels& kernels, const LineJob& job, int64_t number, const float* x, int64_t batch,
+                      float* y, int64_t threads) {
+    constexpr int64_t kRows = 64;  // prepared at once
+    const PackedView& w = *job.weight;
+    const int64_t most = std::min(batch, kRows), line = number * job.line, sums = number * job.blocks * kernels.lanes;
+    const AlignedBytes digits = aligned_bytes(most * line);
+    const std::unique_ptr<int32_t[]> starts(new int32_t[static_cast<size_t>(most * sums)]);
+    const std::unique_ptr<double[]> units(new double[static_cast<size_t>(most * job.blocks)]);
+    const std::unique_ptr<float[]> values(new float[static_cast<size_t>(2 * job.widest)]);
+    int64_t done = 0;
+    for (bool finite = true; done < batch && finite;) {
+        LineRow rows[kRows];
+        LineTile t{&kernels, &job, rows, 0, number, y + done * w.rows};
+        while (t.count < std::min(batch - done, kRows)) {
+            int8_t* const row_digits = digits.get() + t.count * line;
+            int32_t* const row_starts = starts.get() + t.count * sums;
+            double* const row_units = units.get() + t.count * job.blocks;
+            finite = kernels.prepare(job, x + (done + t.count) * w.cols, number, values.get(), row_digits, row_starts,
+                                     row_units);
+            if (!finite) break;
+            rows[t.count++] = {row_digits, row_starts, row_units};
+        }
+        const int64_t useful = std::max<int64_t>(1, w.rows * w.cols * t.count * number / kInt8WeightsPerThread);
+        if (t.count > 0) parallel_for(w.rows, kLinePanel, std::min(threads, useful), multiply_line_rows, &t);
+        done += t.count;
+    }
+    return done;
+}
+
 }  // namespace
 
 struct Plans {
     const Isa* isa;
     bool has_int8;
+    bool has_line;
     Plan exact;
     Int8Plan int8;
+    LinePlan line;
 };
 
 namespace {
@@ -116,6 +183,8 @@ Status make_plans(const PackedView& view, const Isa& isa, std::shared_ptr<const 
     if (const Status status = make_plan(view, *isa.exact, plans->exact); status != Status::ok) return status;
     plans->has_int8 = covers_int8(view);
     if (plans->has_int8) make_int8_plan(plans->exact, plans->int8);
+    plans->has_line = covers_line(view);
+    if (plans->has_line) make_line_plan(plans->exact, *isa.line, plans->line);
     made = plans;
     return Status::ok;
 }
@@ -140,10 +209,20 @@ Status Weight::gemm(const float* x, int64_t batch, float* y, int64_t threads, Ac
             }
             plans = plans_;
         }
-        if (activations == Activations::int8 && plans->has_int8) {
-            return multiply_int8(*isa->int8, plans->int8.job, x, batch, y, threads);
+        const bool int8 = activations == Activations::int8;
+        const auto others = [&](const float* from, int64_t count, float* to) {
+            return int8 && plans->has_int8 ? multiply_int8(*isa->int8, plans->int8.job, from, count, to, threads)
+                                           : multiply(*isa->exact, plans->exact.job, from, count, to, threads);
+        };
+        if (!plans->has_line) return others(x, batch, y);
+        for (int64_t i = 0; i < batch; ++i) {
+            i += multiply_line(*isa->line, plans->line.job, int8 ? 1 : kMaxDigits, x + i * view_.cols, batch - i,
+                               y + i * view_.rows, threads);
+            if (i == batch) break;
+            if (const Status status = others(x + i * view_.cols, 1, y + i * view_.rows); status != Status::ok)
+                return status;
         }
-        return multiply(*isa->exact, plans->exact.job, x, batch, y, threads);
+        return Status::ok;
     } catch (const std::bad_alloc&) {
         return Status::out_of_memory;
     }

@@ -4,6 +4,7 @@
 
 #include "arb/packed.h"
 #include "int8.h"
+#include "line.h"
 
 namespace arb {
 
@@ -100,11 +101,12 @@ extern const Kernels avx512_kernels;
 extern const Kernels neon_kernels;
 #endif
 
-// An instruction set: two sets of kernels under one name.
+// An instruction set: three sets of kernels under one name.
 struct Isa {
     const char* name;
     const Kernels* exact;
     const Int8Kernels* int8;
+    const LineKernels* line;
 };
 
 // The one to run now.

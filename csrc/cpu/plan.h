@@ -6,6 +6,7 @@
 
 #include "int8.h"
 #include "kernels.h"
+#include "line.h"
 
 namespace arb {
 
@@ -28,5 +29,13 @@ struct Int8Plan {
 
 // The plan of the int8 product, for a weight that make_plan and covers_int8 (arb/gemm.h) accepted.
 void make_int8_plan(const Plan& exact, Int8Plan& plan);
+
+struct LinePlan {
+    LineJob job{};
+    std::vector<LineBlock> list;
+};
+
+// The plan of the product in whole numbers, for a weight that make_plan and covers_line (arb/gemm.h) accepted.
+void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& plan);
 
 }  // namespace arb

@@ -224,7 +224,8 @@ bool check_weight(Weight& w, std::mt19937& random) {
         for (const int64_t batch : {1, 3, 5}) {
             if (!check_gemm(w, expected, batch, isa, random)) return false;
         }
-        if (arb::covers_int8(w.view) && !check_int8(w, isa, random)) return false;
+        const bool int8 = arb::covers_int8(w.view) || arb::covers_line(w.view);
+        if (int8 && !check_int8(w, isa, random)) return false;
     }
     return true;
 }
@@ -233,7 +234,8 @@ bool check_weight(Weight& w, std::mt19937& random) {
 
 int main() {
     std::mt19937 random(1);
-    const Shape shapes[] = {{1, 1, 1}, {3, 200, 128}, {5, 100, 33}, {2, 64, 128}, {7, 300, 256}, {4, 130, 1}};
+    const Shape shapes[] = {{1, 1, 1},     {3, 200, 128}, {5, 100, 33},   {2, 64, 128},
+                            {7, 300, 256}, {4, 130, 1},   {2, 1100, 520}};
     int weights = 0;
     for (const Shape& shape : shapes) {
         for (const int64_t groups : {1, 2, 4}) {

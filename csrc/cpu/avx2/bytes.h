@@ -48,6 +48,40 @@ inline Lanes add_scaled_ints(Ints sums, float scale, Lanes to) {
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scale), to);
 }
 
+// For line.inc. Shifts work on 16 bits: what crosses into the neighbouring byte must be masked away.
+inline Bytes shift_left_1(Bytes v) { return _mm256_slli_epi16(v, 1); }
+template <int COUNT>
+inline Bytes shift_right(Bytes v) {
+    return _mm256_srli_epi16(v, COUNT);
+}
+inline Bytes and_bytes(Bytes a, Bytes b) { return _mm256_and_si256(a, b); }
+inline Bytes xor_bytes(Bytes a, Bytes b) { return _mm256_xor_si256(a, b); }
+inline Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
+inline Bytes pick_bits(Bytes m, Bytes if_set, Bytes if_clear) {
+    return _mm256_or_si256(_mm256_and_si256(m, if_set), _mm256_andnot_si256(m, if_clear));
+}
+
+// The bits from bit `shift` (0..7) of byte p on; reads 8 bytes more than it returns.
+inline Bytes load_bits(const unsigned char* p, int shift) {
+    const __m128i right = _mm_cvtsi32_si128(shift), left = _mm_cvtsi32_si128(64 - shift);
+    return _mm256_or_si256(_mm256_srl_epi64(load_columns(p), right), _mm256_sll_epi64(load_columns(p + 8), left));
+}
+
+// As dot for signed levels, of at most 127, and any q.
+constexpr int kLevelBias = 0;
+inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
+    return dot(sums, _mm256_abs_epi8(q), _mm256_sign_epi8(levels, q));
+}
+
+inline Ints load_ints(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void store_ints(int32_t* p, Ints v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+inline int32_t sum_ints(Ints v) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
 // Lanes 8, 4, 2 and 1 apart.
 inline float sum_lanes(const Lanes (&v)[2]) { return sum(_mm256_add_ps(v[0], v[1])); }
 

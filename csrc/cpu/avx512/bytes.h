@@ -41,4 +41,28 @@ inline float sum_lanes(const Lanes (&v)[1]) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
+// For line.inc. Shifts work on 16 bits: what crosses into the neighbouring byte must be masked away.
+inline Bytes shift_left_1(Bytes v) { return _mm512_slli_epi16(v, 1); }
+template <int COUNT>
+inline Bytes shift_right(Bytes v) {
+    return _mm512_srli_epi16(v, COUNT);
+}
+inline Bytes and_bytes(Bytes a, Bytes b) { return _mm512_and_si512(a, b); }
+inline Bytes xor_bytes(Bytes a, Bytes b) { return _mm512_xor_si512(a, b); }
+inline Bytes add_bytes(Bytes a, Bytes b) { return _mm512_add_epi8(a, b); }
+inline Bytes pick_bits(Bytes m, Bytes if_set, Bytes if_clear) {
+    return _mm512_ternarylogic_epi64(m, if_set, if_clear, 0xca);
+}
+
+// The bits from bit `shift` (0..7) of byte p on; reads 8 bytes more than it returns.
+inline Bytes load_bits(const unsigned char* p, int shift) {
+    const __m512i right = _mm512_set1_epi64(shift), left = _mm512_set1_epi64(64 - shift);
+    return _mm512_or_si512(_mm512_srlv_epi64(load_columns(p), right), _mm512_sllv_epi64(load_columns(p + 8), left));
+}
+
+inline Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline void store_ints(int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
+inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+inline int32_t sum_ints(Ints v) { return _mm512_reduce_add_epi32(v); }
+
 }  // namespace

@@ -10,4 +10,11 @@ inline Ints dot(Ints sums, Bytes u, Bytes s) {
     return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 
+// The same for signed levels, of at most 127, and any q.
+constexpr int kLevelBias = 0;
+inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
+    const Bytes with_sign = _mm512_mask_sub_epi8(levels, _mm512_movepi8_mask(q), _mm512_setzero_si512(), levels);
+    return dot(sums, _mm512_abs_epi8(q), with_sign);
+}
+
 }  // namespace

@@ -7,4 +7,8 @@ namespace {
 
 inline Ints dot(Ints sums, Bytes u, Bytes s) { return _mm512_dpbusd_epi32(sums, u, s); }
 
+// The instruction wants its first numbers unsigned: levels are given as level + kLevelBias.
+constexpr int kLevelBias = 128;
+inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return _mm512_dpbusd_epi32(sums, levels, q); }
+
 }  // namespace

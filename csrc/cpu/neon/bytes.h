@@ -46,4 +46,28 @@ inline float sum_lanes(const Lanes (&v)[4]) {
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
+// For line.inc.
+inline Bytes from_unsigned(uint8x16_t v) { return vreinterpretq_s8_u8(v); }
+inline uint8x16_t to_unsigned(Bytes v) { return vreinterpretq_u8_s8(v); }
+inline Bytes shift_left_1(Bytes v) { return vshlq_n_s8(v, 1); }
+template <int COUNT>
+inline Bytes shift_right(Bytes v) {
+    return from_unsigned(vshrq_n_u8(to_unsigned(v), COUNT));
+}
+inline Bytes and_bytes(Bytes a, Bytes b) { return vandq_s8(a, b); }
+inline Bytes xor_bytes(Bytes a, Bytes b) { return veorq_s8(a, b); }
+inline Bytes add_bytes(Bytes a, Bytes b) { return vaddq_s8(a, b); }
+inline Bytes pick_bits(Bytes m, Bytes if_set, Bytes if_clear) { return vbslq_s8(to_unsigned(m), if_set, if_clear); }
+
+// The bits from bit `shift` (0..7) of byte p on; reads a byte more than it returns.
+inline Bytes load_bits(const unsigned char* p, int shift) {
+    const int8x16_t right = vdupq_n_s8(static_cast<int8_t>(-shift)), left = vdupq_n_s8(static_cast<int8_t>(8 - shift));
+    return from_unsigned(vorrq_u8(vshlq_u8(vld1q_u8(p), right), vshlq_u8(vld1q_u8(p + 1), left)));
+}
+
+inline Ints load_ints(const int32_t* p) { return vld1q_s32(p); }
+inline void store_ints(int32_t* p, Ints v) { vst1q_s32(p, v); }
+inline Ints add_ints(Ints a, Ints b) { return vaddq_s32(a, b); }
+inline int32_t sum_ints(Ints v) { return vaddvq_s32(v); }
+
 }  // namespace

@@ -10,4 +10,8 @@ inline Ints dot(Ints sums, Bytes u, Bytes s) {
     return vpadalq_s16(sums, vpaddq_s16(low, high));
 }
 
+// Both factors are signed here.
+constexpr int kLevelBias = 0;
+inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return dot(sums, levels, q); }
+
 }  // namespace

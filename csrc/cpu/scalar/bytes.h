@@ -54,8 +54,40 @@ inline Bytes load_table(const unsigned char* p) {
     std::memcpy(v.at, p, sizeof v.at);
     return v;
 }
-inline Bytes look_up(const Bytes& table, Bytes numbers) {
-    return each_byte([&](int i) { return table.at[numbers.at[i]]; });
+inline Bytes look_up(const Bytes& table, const Bytes& numbers) {
+    Bytes v;
+    for (int i = 0; i < 16; ++i) v.at[i] = table.at[numbers.at[i]];
+    return v;
+}
+
+// For line.inc.
+inline Bytes shift_left_1(const Bytes& v) {
+    return each_byte([&](int i) { return v.at[i] * 2; });
+}
+template <int COUNT>
+inline Bytes shift_right(const Bytes& v) {
+    return each_byte([&](int i) { return static_cast<uint8_t>(v.at[i]) >> COUNT; });
+}
+inline Bytes and_bytes(const Bytes& a, const Bytes& b) {
+    return each_byte([&](int i) { return a.at[i] & b.at[i]; });
+}
+inline Bytes xor_bytes(const Bytes& a, const Bytes& b) {
+    Bytes v;
+    for (int i = 0; i < 16; ++i) v.at[i] = static_cast<int8_t>(a.at[i] ^ b.at[i]);
+    return v;
+}
+inline Bytes add_bytes(const Bytes& a, const Bytes& b) {
+    Bytes v;
+    for (int i = 0; i < 16; ++i) v.at[i] = static_cast<int8_t>(a.at[i] + b.at[i]);
+    return v;
+}
+inline Bytes pick_bits(const Bytes& m, const Bytes& if_set, const Bytes& if_clear) {
+    return each_byte([&](int i) { return (if_set.at[i] & m.at[i]) | (if_clear.at[i] & ~m.at[i]); });
+}
+
+// The bits from bit `shift` (0..7) of byte p on; reads a byte more than it returns.
+inline Bytes load_bits(const unsigned char* p, int shift) {
+    return each_byte([&](int i) { return p[i] >> shift | p[i + 1] << (8 - shift); });
 }
 
 inline Ints no_ints() { return 0; }
@@ -64,6 +96,12 @@ inline Ints dot(Ints sums, Bytes u, Bytes s) {
     for (int i = 0; i < kBytes; ++i) sums += u.at[i] * s.at[i];
     return sums;
 }
+constexpr int kLevelBias = 0;
+inline Ints level_dot(Ints sums, const Bytes& levels, const Bytes& q) { return dot(sums, levels, q); }
+inline Ints load_ints(const int32_t* p) { return *p; }
+inline void store_ints(int32_t* p, Ints v) { *p = v; }
+inline Ints add_ints(Ints a, Ints b) { return a + b; }
+inline int32_t sum_ints(Ints v) { return v; }
 inline Lanes add_scaled_ints(Ints sums, float scale, Lanes to) {
     return std::fmaf(static_cast<float>(sums), scale, to);
 }

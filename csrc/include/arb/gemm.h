@@ -17,6 +17,10 @@ enum class Activations {
 // block) of at most 8192 columns. Where it has none, gemm is exact whatever was asked for.
 bool covers_int8(const PackedView& weight);
 
+// Whether the product is computed in whole numbers (cpu/line.h), exact and int8: two groups, 8-bit row scales, at most
+// one scale per column, one block or blocks of at least 512 columns.
+bool covers_line(const PackedView& weight);
+
 struct Plans;
 
 // A weight and the plan of its product, which is made at the first call and again when the instruction set changes. The

@@ -1,0 +1,86 @@
+// Multiplication in whole numbers, a line of a plane at a time (docs/cpu-kernels.md): the plan of a weight, and what
+// every instruction set implements. Plain data only (see arb/packed.h).
+//
+// It serves weights whose row scales are whole numbers u and whose columns have at most one scale c (what arb-levels
+// makes), in blocks that are wide or single. For a row of x and block b, every x_j c_j becomes a whole number X = x_j
+// c_j / t_b, rounded, of one digit (int8: |X| <= 127) or three (exact: X = d2 2^16 + d1 2^8 + d0, digits -128 .. 127,
+// t_b a power of two, |X| < 2^23). Then
+//     total of the block = sum of u X over its columns, both planes: an exact integer
+//     y_i = float(e_i * sum of total_b t_b, in double, blocks ascending)
+// which fixes every bit of the result on every instruction set, whatever order the integers are added in. In the exact
+// way an x_j c_j is off by at most t_b / 2, 2^-22 of the largest of its block.
+#pragma once
+
+#include "arb/packed.h"
+
+namespace arb {
+
+constexpr int64_t kLineMinBlock = 512;  // narrower blocks would leave most of a line empty
+constexpr int64_t kLineSpare = 160;     // bytes that may be read past the end of a row
+constexpr int64_t kMaxDigits = 3;
+constexpr int64_t kLinePanel = 16;     // rows of the weight that pieces of such a tile are used for in turn
+constexpr int64_t kLineTile = 8;       // most rows of x that share the unpacking of the bits, of one digit
+constexpr int64_t kExactLineTile = 4;  // and of three
+
+// A step takes the columns of one vector of plane bytes. Salient columns come first in their block; the last step of
+// either kind may be partly empty, and a byte that holds columns of both kinds belongs to a step of each.
+struct LineBlock {
+    int64_t first;          // first column, a multiple of 8
+    int64_t salient;        // salient columns
+    int64_t columns;        // all columns
+    int64_t second;         // salient columns of the blocks before
+    int64_t salient_steps;  // from byte first / 8 on
+    int64_t other_steps;    // from byte (first + salient) / 8 on
+};
+
+struct LineJob {
+    const PackedView* weight;
+    const int32_t* order;  // as in Job
+    const LineBlock* list;
+    int64_t blocks;
+    int64_t words;            // 64-bit words per row of a plane
+    int64_t salient_columns;  // C
+    int64_t scales;           // row scales per row and block
+    bool two_planes;          // salient columns have a second sign
+    int64_t line;             // bytes of a digit of a prepared row: [steps, 8, bytes of a vector]
+    int64_t widest;           // columns of the widest block, in whole steps, and one step more
+    int64_t scratch;          // bytes of working memory that multiply needs
+    float factor;             // 2^exponent
+    uint8_t kinds[3][16];  // salient columns' first plane, second plane, other columns: for every code, sign + 2 group,
+                           // in the low bits of a nibble, the number of its row scale among those of the block
+};
+
+// One row of x, prepared. `digits` is [number of digits, line], most significant first. Column 8 i + b of a step stands
+// at b * bytes of a vector + i. `starts` is [number of digits, blocks, lanes]: what the sums begin with.
+struct LineRow {
+    const int8_t* digits;
+    const int32_t* starts;
+    const double* units;  // t [blocks]
+};
+
+struct LineKernels {
+    int64_t bytes;  // of a vector
+    int64_t lanes;  // 32-bit sums in a vector
+
+    // x [m] in column order -> one prepared row. `values` is working memory of 2 * widest floats. Returns whether x was
+    // finite; if not, the row must not be used.
+    bool (*prepare)(const LineJob& job, const float* x, int64_t number, float* values, int8_t* digits, int32_t* starts,
+                    double* units);
+
+    // y[t][i] for rows begin..end-1 of the weight and t < tile, a power of two up to kLineTile if number
+    // is 1, up to kExactLineTile if it is kMaxDigits.
+    void (*multiply)(const LineJob& job, const LineRow* x, int64_t tile, int64_t number, int64_t begin, int64_t end,
+                     unsigned char* scratch, float* const* y);
+};
+
+extern const LineKernels scalar_line;
+#if defined(__x86_64__)
+extern const LineKernels avx2_line;
+extern const LineKernels avx512_line;
+extern const LineKernels avx512vnni_line;
+#elif defined(__aarch64__)
+extern const LineKernels neon_line;
+extern const LineKernels neondot_line;
+#endif
+
+}  // namespace arb

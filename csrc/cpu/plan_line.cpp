@@ -1,0 +1,64 @@
+#include <algorithm>
+
+#include "arb/gemm.h"
+#include "plan.h"
+
+namespace arb {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+bool covers_line(const PackedView& w) {
+    const bool one_scale = w.col_scale.data == nullptr || w.shared_columns != 0;
+    const bool wide = w.block_size >= w.cols || (w.block_size >= kLineMinBlock && w.block_size % 8 == 0);
+    return w.groups == 2 && w.row_scale_type == ScaleType::u8 && one_scale && wide;
+}
+
+void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& plan) {
+    const Job& whole = exact.job;
+    const PackedView& w = *whole.weight;
+    LineJob& job = plan.job;
+    job.weight = &w;
+    job.order = whole.order;
+    job.blocks = whole.blocks;
+    job.words = whole.words;
+    job.salient_columns = whole.salient_columns;
+    job.scales = whole.row_scales / whole.blocks;
+    job.two_planes = w.salient_order == 2 && whole.salient_columns > 0;
+    job.factor = whole.factor;
+    plan.list.resize(static_cast<size_t>(job.blocks));
+    for (int64_t b = 0; b < job.blocks; ++b) {
+        LineBlock& block = plan.list[static_cast<size_t>(b)];
+        block.first = b * w.block_size;
+        block.columns = std::min(w.block_size, w.cols - block.first);
+    }
+    for (const Run& run : exact.runs) {
+        if (!run.salient) continue;
+        plan.list[static_cast<size_t>(run.block)].salient = run.length;
+        plan.list[static_cast<size_t>(run.block)].second = run.second;
+    }
+    const int64_t step = 8 * kernels.bytes;
+    for (LineBlock& block : plan.list) {
+        block.salient_steps = divide_up(block.salient, step);
+        const bool others = block.salient < block.columns;
+        block.other_steps = others ? divide_up(block.columns - block.salient / 8 * 8, step) : 0;
+        job.line += (block.salient_steps + block.other_steps) * step;
+        job.widest = std::max(job.widest, divide_up(block.columns, step) * step + step);
+    }
+    job.line += 64;  // lest lines lie a multiple of 4096 bytes apart, where all of them share a few places in the cache
+    job.list = plan.list.data();
+    const int64_t others = w.salient_groups * w.salient_order;
+    for (int64_t i = 0; i < 16; ++i) {
+        const int64_t group = i >> 1 & 1, salient = w.salient_groups > 1 ? group * w.salient_order : 0;
+        job.kinds[0][i] = static_cast<uint8_t>(salient);
+        job.kinds[1][i] = static_cast<uint8_t>(salient + w.salient_order - 1);
+        job.kinds[2][i] = static_cast<uint8_t>(others + group);
+    }
+    // Each row: a line of a plane, its scales, or its part of the second plane, and what may be read past their end.
+    const int64_t row = std::max({job.words * 8, job.blocks * job.scales, job.salient_columns / 8 + 2});
+    job.scratch = kLinePanel * 4 * (row + kLineSpare);
+}
+
+}  // namespace arb

@@ -1,0 +1,106 @@
+"""Products in whole numbers (csrc/cpu/line.h): exact and int8, against float64 and a plain version of the rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import random_packed
+from test_int8 import reference, run_int8
+
+from arbllm_kernels import native, ops
+from arbllm_kernels.packed import PackedWeight
+
+# One narrow block; one block of odd width; blocks of 512 and more, the last short; a line that ends in every place.
+SHAPES = [(1, 1, 64), (5, 7, 128), (3, 300, 300), (4, 576, 2048), (3, 1300, 520), (2, 2100, 1024), (1, 4097, 2048)]
+ZONES = [(1, 1), (2, 1), (1, 2), (2, 2)]  # salient groups, salient order
+
+
+def weights(n: int, m: int, k: int) -> list[PackedWeight]:
+    found = []
+    for salient_groups, order in ZONES:
+        for salient in (None, 0.0, 1.0):
+            pw = random_packed(
+                n, m, k, salient_groups=salient_groups, salient_order=order, exponent=-3, shared=True, coded=True,
+                ordered=True, salient=salient,
+            )  # fmt: skip
+            pw.row_scale[: n // 2, :, :] = 0  # rows of nothing
+            found.append(pw)
+    return found
+
+
+def run_exact(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> torch.Tensor:
+    y = torch.full((x.shape[0], pw.layout.rows), float("nan"))
+    weight = ops.native_weight(ops.packed_args(pw))
+    assert weight.covers_line
+    assert weight.gemm(x.data_ptr(), x.shape[0], y.data_ptr(), threads, False) == native.active_isa()
+    return y
+
+
+def bound(pw: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+    """What the definition allows: half a unit per column and block, the units at most 2^-21 of the largest x c."""
+    scaled = (x.double()[:, pw.order.long()] * (1 if pw.col_scale is None else pw.col_scale[0].double())).abs()
+    k, size = pw.layout.block_size, torch.zeros(x.shape[0], pw.layout.rows, dtype=torch.float64)
+    codes, order = pw.row_scale.double(), pw.layout.salient_order
+    for b in range(pw.layout.blocks):
+        here = scaled[:, b * k : (b + 1) * k]
+        most = codes[:, b].amax(-1) * order * float(2.0**pw.layout.exponent)
+        assert pw.row_base is not None
+        size += here.amax(1, keepdim=True) * here.shape[1] * (most * pw.row_base.double())
+    return size * 2.0**-22
+
+
+@pytest.mark.parametrize("n,m,k", SHAPES)
+def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> None:
+    for pw in weights(n, m, k):
+        x = torch.randn(3, m)
+        exact = x.double() @ pw.dequantize().double().T
+        # One rounding of x c to float32, one of y.
+        rounding = 2.0**-23 * (x.double().abs() @ pw.dequantize().double().abs().T)
+        assert bool(((run_exact(pw, x).double() - exact).abs() <= bound(pw, x) + rounding + 1e-30).all()), pw.layout
+        int8, expected = run_int8(pw, x).double(), reference(pw, x)
+        assert bool(((int8 - expected).abs() <= 2.0**-22 * (expected.abs() + rounding * 2.0**23)).all()), pw.layout
+
+
+@pytest.mark.parametrize("n,m,k", SHAPES)
+def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
+    for pw in weights(n, m, k):
+        x = torch.randn(15, m)  # tiles of 8, 4, 2 and 1
+        for run in (run_exact, run_int8):
+            got = run(pw, x)
+            with native.forced_isa("scalar"):
+                expected = run(pw, x)
+            assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), (run, pw.layout)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 7, 65])
+def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
+    pw = random_packed(701, 1400, 2048, shared=True, coded=True)
+    x = torch.randn(batch, 1400)
+    for run in (run_exact, run_int8):
+        together = run(pw, x, threads=3)
+        for i in range(0, batch, 8):
+            assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1]))
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 1e38])
+def test_huge_and_tiny_x(isa: str, size: float) -> None:
+    pw = random_packed(8, 600, 512, shared=True, coded=True)
+    x = torch.rand(1, 600) * size
+    exact = x.double() @ pw.dequantize().double().T
+    y = run_exact(pw, x).double()
+    finite = exact.abs() < 3e38
+    assert bool((y.isinf() | finite).all())
+    subnormal = 2.0**-149 * 600 * float(pw.dequantize().abs().max()) * 2  # the products x c have no finer steps
+    assert bool(((y - exact).abs() <= bound(pw, x) + 2.0**-23 * exact.abs() + subnormal)[finite].all())
+    assert bool((run_exact(pw, torch.zeros(1, 600)) == 0).all())
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str) -> None:
+    pw = random_packed(8, 600, 512, shared=True, coded=True, salient=0.2)
+    x = torch.randn(5, 600)
+    clean = run_exact(pw, x), run_int8(pw, x)
+    x[1, 7], x[3, 599] = float("inf"), float("nan")
+    exact, int8 = run_exact(pw, x), run_int8(pw, x)
+    for got, before in zip((exact, int8), clean, strict=True):
+        assert torch.equal(got[::2], before[::2]) and bool((~got[1::2].isfinite()).all())
+    assert bool(exact[3].isnan().all())
