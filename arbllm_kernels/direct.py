@@ -1,67 +1,38 @@
 """The short way to the CPU kernels for eager inference: no dispatcher, and the native weight is kept between calls.
 
 arb::linear (ops.py) works everywhere: under autograd, torch.compile, vmap, tracing. It also costs several times what
-the product of a small layer takes. `takes` says when nothing but the product is wanted; `product` then computes it from
-a `Bound`, which is made again as soon as one of the weight's tensors is another one or lies elsewhere. Content may
-change in place, but for `order` and `counts`, which are read once. Oracle: ops.LINEAR.
+the product of a small layer takes. Where nothing but the product is wanted, `product` computes it from an
+extension.Bound (python/direct_bindings.cpp), which is made again as soon as one of the weight's tensors is another one
+or lies elsewhere. Content may change in place, but for `order` and `counts`, which are read once. Oracle: ops.LINEAR.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import ops
-from .ops import PackedArgs, multiply, native_weight
+from .native import activations, extension
+from .ops import NOT_COVERED, PackedArgs, dense_batches, view
 
 
-class Bound:
-    """A native weight and the tensors it was made from, which it keeps alive. Not copied, not pickled: made anew."""
+def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any]:
+    """x [..., m] times the transposed weight, [..., n] in the dtype of x, and what to pass as `bound` next time.
 
-    __slots__ = ("pointers", "tensors", "weight")
-
-    def __init__(self, args: PackedArgs) -> None:
-        self.tensors: tuple[Any, ...] = tuple(args[:-1])
-        self.pointers = _pointers(self.tensors)
-        self.weight = native_weight(args)
-
-    def fits(self, args: PackedArgs) -> bool:
-        """Whether `args` are the same tensors at the same addresses. (Their sizes follow from the layout.)"""
-        for mine, theirs in zip(self.tensors, args, strict=False):
-            if mine is not theirs:
-                return False
-        return _pointers(self.tensors) == self.pointers
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
-
-
-def _pointers(tensors: tuple[Any, ...]) -> list[int]:
-    return [t.data_ptr() for t in tensors if t is not None]
-
-
-def takes(x: Tensor, device: torch.device) -> bool:
-    """Whether x [..., m], already checked, on `device` can go the short way."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
-        and type(x) is Tensor
-        and device.type == "cpu"
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and x.is_contiguous()
-        and x.numel() < ops.DENSE_BATCH * x.shape[-1]
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-    )
-
-
-def product(x: Tensor, bound: Bound, rows: int) -> Tensor:
-    """x [..., m] times the transposed weight: [..., rows] in the dtype of x. `takes` must have agreed."""
-    shape = x.shape
-    flat = x if x.dtype is torch.float32 else x.to(torch.float32)
-    y = flat.new_empty((*shape[:-1], rows))
-    multiply(bound.weight, flat, y, flat.numel() // shape[-1])
-    return y if x.dtype is torch.float32 else y.to(x.dtype)
+    `bound` is None at first. The product is None where ops.LINEAR has to be called, which also explains wrong inputs.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return None, bound
+    int8, threads = activations() == "int8", torch.get_num_threads()
+    y = NotImplemented if bound is None else bound.product(x, args, int8, threads)
+    if y is NotImplemented:
+        if args[0].device.type != "cpu":
+            return None, None
+        packed = view(args)
+        bound = extension.Bound(tuple(args[:-1]), packed, dense_batches(packed))
+        y = bound.product(x, args, int8, threads)
+    if int8 and not bound.covers_int8:
+        warnings.warn(NOT_COVERED, stacklevel=4)
+    return y, bound

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .direct import Bound, product, takes
+from .direct import product
 from .errors import InputError
 from .ops import DEQUANTIZE, LINEAR, check_device, layout_sizes, packed_args
 from .packed import PARTS, Layout, PackedWeight
@@ -32,15 +32,13 @@ def linear(x: Tensor, pw: PackedWeight, bias: Tensor | None = None) -> Tensor:
         InputError: wrong type, last dimension, dtype or device; the message says which.
     """
     _check_packed("linear", pw)
-    _check_input(x, pw.layout, pw.sign.device)
     _check_bias("linear", bias, pw.layout.rows)
     args = packed_args(pw)
-    if not takes(x, pw.sign.device):
-        return _add_bias(LINEAR(x, *args), bias)
-    bound: Bound | None = pw.__dict__.get("_bound")
-    if bound is None or not bound.fits(args):
-        bound = pw.__dict__["_bound"] = Bound(args)
-    return _add_bias(product(x, bound, pw.layout.rows), bias)
+    y, pw.__dict__["_bound"] = product(x, args, pw.__dict__.get("_bound"))
+    if y is None:
+        _check_input(x, pw.layout, pw.sign.device)
+        y = LINEAR(x, *args)
+    return _add_bias(y, bias)
 
 
 class ARBLinear(nn.Module):
@@ -56,7 +54,7 @@ class ARBLinear(nn.Module):
 
     layout: Layout
     bias: nn.Parameter | None
-    _bound: Bound | None
+    _bound: Any  # of direct.product
 
     def __init__(self, pw: PackedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -144,14 +142,14 @@ class ARBLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., m] -> [..., n] in the dtype of x. Raises InputError as `linear` does."""
         args = self._packed_args()
-        device = args[0].device
-        _check_input(x, self.layout, device)
-        if not takes(x, device):
-            return _add_bias(LINEAR(x, *args), self.bias)
-        bound = self._bound
-        if bound is None or not bound.fits(args):
-            bound = self._bound = Bound(args)
-        return _add_bias(product(x, bound, self.layout.rows), self.bias)
+        y, bound = product(x, args, self._bound)
+        if bound is not self._bound:
+            self._bound = bound
+        if y is None:
+            _check_input(x, self.layout, args[0].device)
+            y = LINEAR(x, *args)
+        bias = self._parameters["bias"]
+        return y if bias is None else _add_bias(y, bias)
 
     def extra_repr(self) -> str:
         packed = self.packed

@@ -19,8 +19,8 @@ from .native import activations, extension
 from .packed import Layout, PackedWeight
 
 # From this many rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernel, whose work grows with
-# every row (bench/gemv.py --threshold measures it).
-DENSE_BATCH = 16
+# every row (bench/gemv.py --threshold measures it). By lookup and by word; by line, exact; by line, int8: never.
+DENSE_BATCH, LINE_DENSE_BATCH, NEVER = 16, 48, 1 << 62
 TILE_WEIGHTS = 1 << 21  # weights per dequantized tile: 8 MB of float32, which stay in the last-level cache
 
 PACKED_SCHEMA = (
@@ -69,7 +69,7 @@ def packed_args(pw: PackedWeight) -> PackedArgs:
 VIEWED = ("sign", "group", "second", "row_scale", "row_base", "mean", "col_scale", "col_scale2", "order", "counts")
 
 
-def _view(args: PackedArgs) -> Any:
+def view(args: PackedArgs) -> Any:
     """The native view of a packed weight. The caller keeps the tensors alive while it is used.
 
     Raises InputError for a part whose memory is not what the native code takes it for. That code checks the sizes, and
@@ -94,7 +94,12 @@ def _view(args: PackedArgs) -> Any:
 
 def native_weight(args: PackedArgs) -> Any:
     """The native weight behind `args`, with its plan; multiplies by `multiply`. The caller keeps the tensors alive."""
-    return extension.Weight(_view(args))
+    return extension.Weight(view(args))
+
+
+def dense_batches(packed: Any) -> tuple[int, int]:
+    """From how many rows of x on a native view is dequantized: exact, and with int8 activations."""
+    return (LINE_DENSE_BATCH, NEVER) if packed.covers_line else (DENSE_BATCH, DENSE_BATCH)
 
 
 def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
@@ -138,27 +143,27 @@ def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     flat = _as_rows(x, cols)
     # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
     y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32)
-    if flat.shape[0] < DENSE_BATCH:
-        multiply(native_weight(args), flat, y, flat.shape[0])
+    packed, threads = view(args), torch.get_num_threads()
+    if flat.shape[0] < dense_batches(packed)[activations() == "int8"]:
+        multiply(extension.Weight(packed), flat, y, flat.shape[0])
     else:
         # Tiles are dequantized in storage order, which needs no scatter; the columns of x are permuted once instead.
-        view, threads = _view(args), torch.get_num_threads()
         stored, out = flat.index_select(1, args[-3]), y.view(flat.shape[0], rows)
         for first, last in tiles(rows, cols):
             tile = torch.empty(last - first, cols, dtype=torch.float32)
-            extension.dequantize(view, first, last, True, tile.data_ptr(), threads)
+            extension.dequantize(packed, first, last, True, tile.data_ptr(), threads)
             torch.mm(stored, tile.t(), out=out[:, first:last])
     return y.to(x.dtype)
 
 
 def _linear_input_grad_cpu(dy: Tensor, *args: Any) -> Tensor:
     rows, cols = args[-1][0], args[-1][1]
-    view, threads = _view(args), torch.get_num_threads()
+    packed, threads = view(args), torch.get_num_threads()
     flat = _as_rows(dy, rows)
     stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32)
     for first, last in tiles(rows, cols):
         tile = torch.empty(last - first, cols, dtype=torch.float32)
-        extension.dequantize(view, first, last, True, tile.data_ptr(), threads)
+        extension.dequantize(packed, first, last, True, tile.data_ptr(), threads)
         stored.addmm_(flat[:, first:last], tile)
     dx = torch.empty(*dy.shape[:-1], cols, dtype=torch.float32)
     dx.view(flat.shape[0], cols).index_copy_(1, args[-3].long(), stored)
@@ -168,7 +173,7 @@ def _linear_input_grad_cpu(dy: Tensor, *args: Any) -> Tensor:
 def _dequantize_cpu(*args: Any) -> Tensor:
     rows, cols = args[-1][0], args[-1][1]
     dense = torch.empty(rows, cols, dtype=torch.float32)
-    extension.dequantize(_view(args), 0, rows, False, dense.data_ptr(), torch.get_num_threads())
+    extension.dequantize(view(args), 0, rows, False, dense.data_ptr(), torch.get_num_threads())
     return dense
 
 

@@ -1,5 +1,7 @@
 // The door from Python into csrc: addresses and sizes in, status codes turned into InputError with n, m, k.
 // It knows no torch: arbllm_kernels/native.py and ops.py pass Tensor.data_ptr() and keep the tensors alive meanwhile.
+#include "bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -15,7 +17,6 @@
 #include "arb/dequantize.h"
 #include "arb/gemm.h"
 #include "arb/table.h"
-#include "solver_bindings.h"
 
 namespace py = pybind11;
 
@@ -65,6 +66,8 @@ std::string active_isa() {
     return name;
 }
 
+}  // namespace
+
 const char* gemm(arb::Weight& weight, uintptr_t x, int64_t batch, uintptr_t y, int64_t threads, bool int8) {
     const char* ran = nullptr;
     arb::Status status;
@@ -76,6 +79,8 @@ const char* gemm(arb::Weight& weight, uintptr_t x, int64_t batch, uintptr_t y, i
     check(status, weight.view(), "gemm");
     return ran;
 }
+
+namespace {
 
 const char* dequantize(const arb::PackedView& w, int64_t begin, int64_t end, bool stored_order, uintptr_t out,
                        int64_t threads) {
@@ -126,7 +131,8 @@ PYBIND11_MODULE(_native, m) {
             w.order = buffer(order, order_length);
             w.counts = buffer(counts, counts_length);
             return w;
-        }));
+        }))
+        .def_property_readonly("covers_line", &arb::covers_line);
 
     // A view and its plan, for as many calls as wanted.
     py::class_<arb::Weight>(m, "Weight")
@@ -134,7 +140,6 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly(
             "covers_int8",
             [](const arb::Weight& w) { return arb::covers_int8(w.view()) || arb::covers_line(w.view()); })
-        .def_property_readonly("covers_line", [](const arb::Weight& w) { return arb::covers_line(w.view()); })
         .def("gemm", &gemm, "y = x W^T for contiguous float32 x [batch, m], y [batch, n]; returns the ISA that ran.");
     m.def("dequantize", &dequantize, "Rows begin..end-1 as contiguous float32; returns the ISA that ran.");
     m.def(
@@ -172,6 +177,7 @@ PYBIND11_MODULE(_native, m) {
     });
 
     register_solver(m);
+    register_direct(m);
 
     // Constants of the format, for the test that compares them with packed.py and config.py.
     m.attr("WORD") = arb::kWordBits;

@@ -1,6 +1,6 @@
 // The solver's part of the door from Python into csrc: addresses and sizes in, arb::Status out as InputError.
 // arbllm_kernels/native_solver.py checks the tensors and keeps them alive meanwhile.
-#include "solver_bindings.h"
+#include "bindings.h"
 
 #include <new>
 #include <string>

@@ -17,6 +17,11 @@ def op(layer: ARBLinear, x: torch.Tensor) -> torch.Tensor:
     return ops.LINEAR(x, *ops.packed_args(layer.packed))
 
 
+def takes(layer: ARBLinear, x: torch.Tensor) -> bool:
+    """Whether the short way is taken."""
+    return direct.product(x, ops.packed_args(layer.packed), None)[0] is not None
+
+
 @pytest.mark.parametrize("activations", native.ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_the_op(activations: str, dtype: torch.dtype) -> None:
@@ -25,7 +30,7 @@ def test_equals_the_op(activations: str, dtype: torch.dtype) -> None:
     with native.forced_activations(activations):
         for shape in ((200,), (1, 200), (2, 3, 200), (0, 200)):
             x = torch.randn(shape).to(dtype)
-            assert direct.takes(x, x.device)
+            assert takes(layer, x)
             y = layer(x)
             assert y.dtype == dtype and torch.equal(y, op(layer, x)) and torch.equal(linear(x, pw), y)
     assert layer._bound is not None
@@ -33,22 +38,21 @@ def test_equals_the_op(activations: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_other_ways_take_the_op() -> None:
-    x = torch.randn(2, 200)
-    cpu = x.device
-    assert direct.takes(x, cpu)
-    assert not direct.takes(x.t().contiguous().t(), cpu)
-    assert not direct.takes(torch.randn(2, 200, requires_grad=True), cpu)
+    x, layer = torch.randn(2, 200), ARBLinear(random_packed(33, 200, 64))
+    assert takes(layer, x)
+    assert not takes(layer, x.t().contiguous().t())
+    assert not takes(layer, torch.randn(2, 200, requires_grad=True))
     with torch.no_grad():
-        assert direct.takes(torch.randn(2, 200, requires_grad=True), cpu)
-    assert not direct.takes(torch.randn(ops.DENSE_BATCH, 200), cpu)
-    assert not direct.takes(torch.nn.Parameter(x), cpu)
-    assert not direct.takes(x, torch.device("meta"))
+        assert takes(layer, torch.randn(2, 200, requires_grad=True))
+    assert not takes(layer, torch.randn(ops.DENSE_BATCH, 200))
+    assert not takes(layer, torch.nn.Parameter(x))
+    assert not takes(layer, x.double()) and not takes(layer, x[:, 1:].contiguous()) and not takes(layer, torch.ones(()))
+    assert not takes(layer, torch.empty(2, 200, device="meta"))
     seen: list[bool] = []
-    torch.func.vmap(lambda row: seen.append(direct.takes(row, cpu)) or row)(x)
+    torch.func.vmap(lambda row: seen.append(takes(layer, row)) or row)(x)
     with torch.autograd.forward_ad.dual_level():
-        seen.append(direct.takes(x, cpu))
+        seen.append(takes(layer, x))
     assert seen == [False, False]
-    layer = ARBLinear(random_packed(33, 200, 64))
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), op(layer, x))
     traced = torch.jit.trace(lambda t: layer(t), x)

@@ -30,9 +30,9 @@ def weights(n: int, m: int, k: int) -> list[PackedWeight]:
 
 def run_exact(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> torch.Tensor:
     y = torch.full((x.shape[0], pw.layout.rows), float("nan"))
-    weight = ops.native_weight(ops.packed_args(pw))
-    assert weight.covers_line
-    assert weight.gemm(x.data_ptr(), x.shape[0], y.data_ptr(), threads, False) == native.active_isa()
+    args = ops.packed_args(pw)
+    assert ops.view(args).covers_line
+    assert ops.native_weight(args).gemm(x.data_ptr(), x.shape[0], y.data_ptr(), threads, False) == native.active_isa()
     return y
 
 

@@ -1,0 +1,129 @@
+// The short way to the product for eager inference (arbllm_kernels/direct.py). A small layer's arithmetic takes less
+// time than ten lines of Python, so what has to be asked of torch before each product is asked from here: by the
+// methods that Python would call, since the extension is built without torch.
+#include <pybind11/stl.h>
+
+#include <array>
+#include <vector>
+
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// A new reference, or the exception that Python has set.
+py::object checked(PyObject* made) {
+    if (made == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(made);
+}
+
+// What is looked up once; never freed, since the interpreter may be gone by then.
+struct Torch {
+    py::object tensor_type = py::module_::import("torch").attr("Tensor");
+    py::object float32 = py::module_::import("torch").attr("float32");
+    py::object bfloat16 = py::module_::import("torch").attr("bfloat16");
+    py::object float16 = py::module_::import("torch").attr("float16");
+    py::object is_grad_enabled = py::module_::import("torch").attr("is_grad_enabled");
+    py::object dispatch_modes = py::module_::import("torch").attr("_C").attr("_len_torch_dispatch_stack");
+    py::object transforms = py::module_::import("torch").attr("_C").attr("_are_functorch_transforms_active");
+    py::object forward_ad = py::module_::import("torch.autograd.forward_ad");
+    py::str data_ptr = intern("data_ptr"), dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu");
+    py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad"), to = intern("to");
+    py::str new_empty = intern("new_empty"), current_level = intern("_current_level");
+
+    static py::str intern(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
+};
+
+const Torch& torch() {
+    static const Torch* const names = new Torch;
+    return *names;
+}
+
+py::object get(py::handle of, const py::str& name) { return checked(PyObject_GetAttr(of.ptr(), name.ptr())); }
+py::object call(py::handle of, const py::str& method) {
+    return checked(PyObject_CallMethodNoArgs(of.ptr(), method.ptr()));
+}
+py::object call(const py::object& function) { return checked(PyObject_CallNoArgs(function.ptr())); }
+bool is_true(const py::object& value) { return value.ptr() == Py_True; }
+
+uintptr_t address(py::handle tensor) {
+    return tensor.is_none() ? 0 : PyLong_AsSize_t(call(tensor, torch().data_ptr).ptr());
+}
+
+// Whether nothing but the product of x is wanted: no gradient, transform or mode that the dispatcher would see.
+bool product_alone(py::handle x) {
+    const Torch& t = torch();
+    if (is_true(get(x, t.requires_grad)) && is_true(call(t.is_grad_enabled))) return false;
+    return PyLong_AsLong(call(t.dispatch_modes).ptr()) == 0 && !is_true(call(t.transforms)) &&
+           PyLong_AsLong(get(t.forward_ad, t.current_level).ptr()) < 0;
+}
+
+// A native weight and the tensors it was made from, which it keeps alive.
+class Bound {
+  public:
+    // `limits`: how many rows of x are too many, exact and with int8 activations.
+    Bound(const py::tuple& tensors, const arb::PackedView& view, std::array<int64_t, 2> limits)
+        : tensors_(tensors), weight_(view), limits_(limits) {
+        for (const py::handle tensor : tensors) addresses_.push_back(address(tensor));
+    }
+
+    bool covers_int8() const { return arb::covers_int8(weight_.view()) || arb::covers_line(weight_.view()); }
+
+    // x [..., m] times the transposed weight, [..., n] in the dtype of x. None where the general way has to be taken,
+    // NotImplemented where the first elements of `args` are no longer the same tensors at the same addresses.
+    py::object product(py::handle x, const py::tuple& args, bool int8, int64_t threads) {
+        if (!fits(args)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+        const Torch& t = torch();
+        if (reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != t.tensor_type.ptr() || !product_alone(x))
+            return py::none();
+        const py::object dtype = get(x, t.dtype), shape = get(x, t.shape);
+        const bool is_float = dtype.is(t.float32);
+        if (!is_float && !dtype.is(t.bfloat16) && !dtype.is(t.float16)) return py::none();
+        const auto dims = static_cast<Py_ssize_t>(PyTuple_GET_SIZE(shape.ptr()));
+        const arb::PackedView& w = weight_.view();
+        if (dims == 0 || size(shape, dims - 1) != w.cols) return py::none();
+        int64_t batch = 1;
+        for (Py_ssize_t i = 0; i + 1 < dims; ++i) batch *= size(shape, i);
+        if (batch >= limits_[int8 ? 1 : 0] || !is_true(get(x, t.is_cpu)) || !is_true(call(x, t.is_contiguous))) {
+            return py::none();
+        }
+        py::object flat = py::reinterpret_borrow<py::object>(x);
+        if (!is_float) flat = checked(PyObject_CallMethodOneArg(x.ptr(), t.to.ptr(), t.float32.ptr()));
+        py::tuple out(dims);
+        for (Py_ssize_t i = 0; i < dims; ++i) out[i] = i + 1 < dims ? size(shape, i) : w.rows;
+        const py::object y = checked(PyObject_CallMethodOneArg(flat.ptr(), t.new_empty.ptr(), out.ptr()));
+        gemm(weight_, address(flat), batch, address(y), threads, int8);
+        return is_float ? y : checked(PyObject_CallMethodOneArg(y.ptr(), t.to.ptr(), dtype.ptr()));
+    }
+
+  private:
+    static int64_t size(const py::object& shape, Py_ssize_t i) {
+        return PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i));
+    }
+
+    bool fits(const py::tuple& args) const {
+        for (size_t i = 0; i < addresses_.size(); ++i) {
+            PyObject* const mine = PyTuple_GET_ITEM(tensors_.ptr(), static_cast<Py_ssize_t>(i));
+            if (mine != PyTuple_GET_ITEM(args.ptr(), static_cast<Py_ssize_t>(i)) || address(mine) != addresses_[i])
+                return false;
+        }
+        return true;
+    }
+
+    py::tuple tensors_;
+    std::vector<uintptr_t> addresses_;
+    arb::Weight weight_;
+    std::array<int64_t, 2> limits_;
+};
+
+}  // namespace
+
+void register_direct(py::module_& m) {
+    py::class_<Bound>(m, "Bound")
+        .def(py::init<const py::tuple&, const arb::PackedView&, std::array<int64_t, 2>>())
+        .def_property_readonly("covers_int8", &Bound::covers_int8)
+        .def("product", &Bound::product)
+        // Not copied, not pickled: a layer makes it anew.
+        .def("__reduce__", [](const Bound&) { return py::make_tuple(py::type::of(py::none()), py::tuple()); });
+}
