@@ -156,6 +156,9 @@ def entropy(bench: Bench) -> None:
                     found["second"].append(block.second[:, block.salient])
         cells, bits, coded = [], 0, 0.0
         for planes in found.values():
+            if not any(plane.numel() for plane in planes):
+                cells.append("none")
+                continue
             ones = torch.cat([plane.double().mean(0) for plane in planes])
             rows = torch.cat([torch.full((plane.shape[1],), float(plane.shape[0])).double() for plane in planes])
             whole, columns = _bits((ones * rows).sum() / rows.sum()), (_bits(ones) * rows).sum() / rows.sum()
