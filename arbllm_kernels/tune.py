@@ -133,13 +133,14 @@ class Factors:
 
     @classmethod
     def of(cls, model: nn.Module) -> Factors:
-        layers, total = [], 0
+        layers, total, device = [], 0, None
         for module in model.modules():
             if isinstance(module, ARBLinear):
                 has_columns = module.packed.col_scale is not None
                 layers.append((module, total, has_columns))
+                device = module.packed.sign.device
                 total += module.out_features + (module.in_features if has_columns else 0)
-        return cls(torch.ones(total, requires_grad=True), layers)
+        return cls(torch.ones(total, device=device, requires_grad=True), layers)
 
     def parts(self, layer: ARBLinear, start: int, has_columns: bool) -> tuple[Tensor, Tensor | None]:
         """(row factors [n], column factors [m] or None) of one layer, views of `flat`."""
@@ -208,7 +209,8 @@ def _targets(dense: nn.Module, ids: Tensor, advance: Callable[[], None]) -> Tens
 
 def _hidden(model: Any, ids: Tensor) -> Tensor:
     """What the output head reads, [T, d]."""
-    hidden: Tensor = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+    device = next(model.parameters()).device
+    hidden: Tensor = model.base_model(input_ids=ids[None].to(device), use_cache=False).last_hidden_state[0]
     return hidden
 
 
@@ -225,7 +227,7 @@ def _backward(model: Any, dense: Any, ids: Tensor, target: Tensor, factors: Tens
         here = slice(start, min(start + CHUNK, len(ids)))
         part = hidden[here].detach().requires_grad_()
         with torch.no_grad():
-            wanted = theirs(target[here]).log_softmax(-1)
+            wanted = theirs(target[here]).log_softmax(-1).to(part.device)
         found = ours(part).log_softmax(-1)
         loss = (wanted.exp() * (wanted - found)).sum() / len(ids)
         (gradient[here],) = torch.autograd.grad(loss, part)

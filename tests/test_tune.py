@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, build, token_ids
 from helpers import random_packed
 from tiny import llama, pack_linears, tokenizer
 from torch import Tensor, nn
@@ -246,3 +247,23 @@ def test_random_codes_are_tuned_too():
     before = divergence(model, dense, ids())
     tune_model(model, dense, ids(), dataclasses.replace(SETTINGS, epochs=6), progress=False)
     assert divergence(model, dense, ids()) < before
+
+
+def test_embeddings_in_8_bits_stay_as_they_are(files, tmp_path):
+    model, read = arb.load(files[0])
+    arb.round_embeddings(model)
+    arb.save(model, tmp_path / "small.arb", read)
+    summary = run((tmp_path / "small.arb", files[1]), tmp_path / "out.arb")
+    assert summary.divergence[-1] < summary.divergence[0]
+    tuned, _ = arb.load(tmp_path / "out.arb")
+    for name in ("model.embed_tokens.codes", "lm_head.codes", "lm_head.scale"):
+        assert torch.equal(tuned.state_dict()[name], model.state_dict()[name])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_tuned(name):
+    dense = build(name)
+    windows = token_ids()
+    model = arb.quantize_model(copy.deepcopy(dense), windows, LEVELS, progress=False)
+    seen = tune_model(model, dense, windows, dataclasses.replace(SETTINGS, epochs=4), progress=False)
+    assert seen[-1] < seen[0]
