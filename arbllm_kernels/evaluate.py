@@ -165,7 +165,9 @@ def _stream(
 ) -> Iterator[str]:
     from transformers import TextIteratorStreamer
 
-    streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    # With the prompt, which is taken off below: decoded without it, a first word of SentencePiece loses its space.
+    streamer: Any = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
+    rest = len(tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True))
     # temperature alone: a checkpoint's own top-k and top-p would change what it means
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     failure: list[BaseException] = []
@@ -189,7 +191,10 @@ def _stream(
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield from (piece for piece in streamer if piece)
+        for piece in streamer:
+            if len(piece) > rest:
+                yield piece[rest:]
+            rest = max(rest - len(piece), 0)
     finally:
         stop.set()  # the caller may have stopped reading
         thread.join()
