@@ -65,6 +65,7 @@ class FolderInfo:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["embeddings"], values["tables"] = sorted(self.embeddings), sorted(self.tables)
         values["quant_config"] = None if self.quant_config is None else self.quant_config.to_dict()
+        values["producer"] = {"name": self.producer}  # vLLM asks every quantization_config for its producer's name
         return values
 
     @classmethod
@@ -77,6 +78,11 @@ class FolderInfo:
                 f"{' and '.join(VERSIONS)}; upgrade arbllm_kernels to read newer models"
             )
         rest = {name: value for name, value in values.items() if name not in ("format_version", "quant_method")}
+        producer = rest.get("producer")
+        if isinstance(producer, Mapping) and producer.keys() == {"name"}:
+            rest["producer"] = producer["name"]
+        elif "producer" in rest:
+            raise FormatError(f'quantization_config.producer = {producer!r:.40}, must be {{"name": ...}}')
         header = Header.from_dict({**rest, "config": {}, "generation_config": None})
         return dataclasses.replace(cls.from_header(header, ()), format_version=version)
 
@@ -96,7 +102,8 @@ class FolderInfo:
 
     def header(self, config: dict[str, Any], generation_config: dict[str, Any] | None) -> Header:
         values = {name: value for name, value in self.to_dict().items() if name != "format_version"}
-        return Header.from_dict({**values, "config": config, "generation_config": generation_config})
+        values |= {"producer": self.producer, "config": config, "generation_config": generation_config}
+        return Header.from_dict(values)
 
 
 def guards(header: Header) -> dict[str, Tensor]:

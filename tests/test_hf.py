@@ -246,6 +246,8 @@ def test_damaged_folders_are_refused(copy: Path, changes: dict[str, torch.Tensor
         ({"layouts": {}}, "describes no packed weight"),
         ({"layouts": {"lm_head": {}}}, "lm_head: layout must be"),
         ({"colour": 1}, "metadata must hold exactly"),
+        ({"producer": "me"}, "producer = 'me', must be"),
+        ({"producer": {"name": 1}}, "producer"),
     ],
 )
 def test_damaged_descriptions_are_refused(copy: Path, changes: dict[str, object], message: str) -> None:

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
 (SERVE,) = re.findall(r"^python (-c .* serve .*)$", PAGE, re.MULTILINE)
+(CHAT,) = re.findall(r"^transformers (chat .*)$", PAGE, re.MULTILINE)
 (CURL,) = re.findall(r"^(curl .*\\\n.*)$", PAGE, re.MULTILINE)
 START_SECONDS = 300  # of a machine busy with other tests; a free one needs ten
 
@@ -72,6 +73,14 @@ def test_the_question_as_printed(server: tuple[str, Path]) -> None:
     answer = json.loads(asked.stdout)
     assert answer["choices"][0]["message"]["role"] == "assistant", answer
     assert answer["usage"]["completion_tokens"] >= 1 and answer["choices"][0]["message"]["content"].strip()
+
+
+def test_transformers_chat(server: tuple[str, Path]) -> None:
+    port, folder = server
+    command = [sys.executable, "-m", "transformers.cli.transformers", *shlex.split(CHAT.replace("8000", port))]
+    talk = subprocess.run(command, cwd=folder, input="w1 w2 w3\n!exit\n", capture_output=True, text=True, check=False)
+    answer = talk.stdout.rpartition("<./packed>:")[2].split()
+    assert answer and answer[0].startswith("w"), talk.stdout + talk.stderr
 
 
 def test_a_streamed_answer_is_the_whole_one(server: tuple[str, Path]) -> None:
