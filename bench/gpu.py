@@ -2,6 +2,7 @@
 
     python bench/gpu.py                          products and solver, LLaMA-7B shapes
     python bench/gpu.py --markdown gpu.md        the same, and the table as markdown
+    python bench/gpu.py --gguf FILE ...          and llama.cpp's llama-bench on such files, of PATH or --llama-bench
 
 Products: calls over so many copies of the weight that together they exceed twice the L2 cache, captured in a CUDA
 graph; "us" is the replay's time per call, by CUDA events, the median of 50. "eager us" is the same calls from Python,
@@ -14,6 +15,7 @@ time is printed where a number is off.
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "triton"))
+import llama_bench
 from helpers import random_packed
 from products import assert_product
 from rich.console import Console
@@ -206,7 +209,10 @@ def gemlite_lines(device: str, speed: float) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--markdown", type=Path, help="write the tables there, too")
-    file = parser.parse_args().markdown
+    parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="files for llama.cpp, e.g. of 2-bit types")
+    parser.add_argument("--llama-bench", default=shutil.which("llama-bench"), help="its program, built with CUDA")
+    given = parser.parse_args()
+    file = given.markdown
     if not torch.cuda.is_available():
         raise SystemExit("bench/gpu.py measures on a CUDA device, and torch finds none here.")
     if cuda.unavailable() is not None:
@@ -217,6 +223,11 @@ def main() -> None:
     rows = [solver(4096, 4096, method) for method in ("billm", "arb", "arb-x", "arb-rc")]
     lines += show(f"quantize_weight on {device}", ("matrix", "Triton s", "torch s", "speed-up"), rows)
     lines += gemlite_lines(device, speed)
+    if given.gguf and given.llama_bench:
+        llama = llama_bench.rows(given.llama_bench, given.gguf, speed)
+        lines += show(f"llama.cpp on {device}", llama_bench.HEAD, llama)
+    else:
+        print("No rows of llama.cpp: they need --gguf, and llama-bench on PATH or --llama-bench.")
     if file is not None:
         file.write_text("\n".join(lines))
 
