@@ -22,6 +22,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "python"))
+import cuda_toolkit  # noqa: E402
 
 
 class CMakeBuild(build_ext):
@@ -64,14 +66,11 @@ def _cuda_arguments() -> list[str]:
     wanted = os.environ.get("ARBLLM_CUDA", "")
     if wanted not in ("", "0", "1"):
         raise SystemExit(f"ARBLLM_CUDA={wanted!r} must be 1 (CUDA kernels required), 0 (none) or unset")
-    wheels = [
-        str(folder / "bin") for path in sys.path for folder in sorted(Path(path).glob("nvidia/cu*"), reverse=True)
-    ]
     return [
         "-UARB_NVCC",
         f"-DARB_CUDA={ {'': 'AUTO', '0': 'OFF', '1': 'ON'}[wanted] }",
         f"-DARB_CUDA_ARCHS={os.environ.get('ARBLLM_CUDA_ARCHS', '80;90;100;120')}",
-        f"-DARB_NVCC_HINTS={';'.join([*wheels, '/usr/local/cuda/bin'])}",
+        f"-DARB_NVCC_HINTS={';'.join([*cuda_toolkit.wheels(), cuda_toolkit.USUAL])}",
     ]
 
 
