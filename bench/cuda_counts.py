@@ -1,8 +1,11 @@
 """Counts for the CUDA kernels, on a machine without a GPU: what docs/gpu-cuda.md has under "Counted".
 
-    python bench/cuda_counts.py           executes the PTX for sm_80 with ptxvm: bytes, sectors, instructions, conflicts
-    python bench/cuda_counts.py --plain   the same: the plain kernel and Triton's GEMV, where the fast kernel cannot be
-    python bench/cuda_counts.py --grids   what the launchers would start on some devices, and how evenly it spreads
+    python bench/cuda_counts.py --ptxvm FOLDER   executes the PTX for sm_80 with the ptxvm in that folder: bytes,
+                                                 sectors, instructions, bank conflicts
+    python bench/cuda_counts.py --plain          the same: the plain kernel and Triton's GEMV, for layouts that the
+                                                 tensor-core kernels do not take
+    python bench/cuda_counts.py --grids          what the launchers would start on some devices, how evenly it spreads,
+                                                 and the share of the bandwidth that instructions allow
 
 The first two need nvcc and ptxvm (tests/cuda/ptx.py), the third a C++ compiler. Weights are ARB-RC + CGB of random
 bits, 256 x 4096, block 128, 8 % salient, unless a row says otherwise; 8 warps per block of threads, 8 splits.
@@ -11,6 +14,7 @@ bits, 256 x 4096, block 128, 8 % salient, unless a row says otherwise; 8 warps p
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -24,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "cuda"
 import cuda_aot
 import ptx
 from helpers import random_packed
-from host import compile_host, launch_of
+from host import Launch, compile_host, launch_of
 from rich.console import Console
 
 from arbllm_kernels.ops import packed_args
@@ -32,17 +36,19 @@ from arbllm_kernels.ops import packed_args
 ROWS, COLS, WARPS, SPLITS = 256, 4096, 8, 8
 MEANS = {"mean": True, "col_scale": False}
 CODED = {"shared": True, "coded": True}
-# name -> rows of x, their dtype, keywords of random_packed
-CASES: dict[str, tuple[int, torch.dtype, dict[str, Any]]] = {
-    "ARB-RC + CGB, 8 % salient": (1, torch.float16, {}),
-    **{f"the same, batch {batch}": (batch, torch.float16, {}) for batch in (2, 4, 8)},
-    "the same, float32 x": (1, torch.float32, {}),
-    "ARB-RC, no groups": (1, torch.float16, {"groups": 1}),
-    "BiLLM-like: groups, means": (1, torch.float16, MEANS),
-    "8-bit row scales, shared columns, nothing salient": (1, torch.float16, {**CODED, "salient": 0.0}),
-    "8-bit row scales, shared columns, all salient": (1, torch.float16, {**CODED, "salient": 1.0}),
+# name -> kernel, rows of x, their dtype, keywords of random_packed
+LEVELS = {**CODED, "block_size": 2048, "ordered": True}  # as presets best and compact
+CASES: dict[str, tuple[str, int, torch.dtype, dict[str, Any]]] = {
+    "ARB-RC + CGB, 8 % salient": ("binary", 1, torch.float16, {}),
+    "the same, float32 x": ("binary", 1, torch.float32, {}),
+    "ARB-RC, no groups": ("binary", 1, torch.float16, {"groups": 1}),
+    "BiLLM-like: groups, means": ("binary", 1, torch.float16, MEANS),
+    "preset compact: format 2, blocks of 2048, 27 % salient": ("binary", 1, torch.float16, {**LEVELS, "salient": 0.27}),
+    "preset best: the same, 87 % salient": ("binary", 1, torch.float16, {**LEVELS, "salient": 0.87}),
+    "bf16 kernel: ARB-RC + CGB": ("bf16", 1, torch.float16, {}),
+    **{f"the same, batch {batch}": ("bf16", batch, torch.float16, {}) for batch in (2, 4, 8)},
 }
-# Layouts that csrc/cuda/gemv.cuh does not take -> columns, keywords
+# Layouts that the tensor-core kernels do not take -> columns, keywords
 PLAIN: dict[str, tuple[int, dict[str, Any]]] = {
     "odd columns": (1025, {}),
     "blocks of 48": (1056, {"block_size": 48}),
@@ -51,8 +57,10 @@ PLAIN: dict[str, tuple[int, dict[str, Any]]] = {
 }
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
 BITS = 2.84  # per weight, of 4096 rows
-# Instructions per weight for a warp's own rows, and for preparing, which a block's warps share: docs/gpu-cuda.md.
-OWN, PREPARING = 4.6, 4.8
+# Instructions of the binary kernel, as in csrc/cuda/launchers.cu: of a warp for a unit, of a block of threads for
+# preparing a unit, and of a warp for everything around. Compiled for sm_80, added up along the usual path.
+OWN, PREPARING, AROUND = 330, 790, 270
+UNIT = 128  # columns
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Gpu:
 
     def resident(self, warps: int, shared: int) -> int:
         """Blocks of threads that an SM holds at once."""
-        row = next(r for r in cuda_aot.table()["rows"] if (r["kernel"], r["arch"]) == ("gemv, groups", self.arch))
+        row = next(r for r in cuda_aot.table()["rows"] if (r["kernel"], r["arch"]) == ("binary", self.arch))
         by_registers = 65536 // (-(-row["registers"] // 8) * 8 * 32) // warps
         return min(by_registers, self.warps // warps, self.kilobytes * 1024 // (shared + 1024))
 
@@ -94,9 +102,9 @@ def counts() -> list[list[str]]:
         "mma / weight",
     ]
     rows = [[*head, "shared reads", "conflicts"]]
-    for name, (batch, dtype, keywords) in CASES.items():
+    for name, (kernel, batch, dtype, keywords) in CASES.items():
         pw = random_packed(ROWS, COLS, **{"salient": 0.08, **keywords})
-        _, seen = ptx.linear(pw, torch.randn(batch, COLS).to(dtype), splits=SPLITS, warps=WARPS)
+        _, seen = ptx.linear(pw, torch.randn(batch, COLS).to(dtype), splits=SPLITS, warps=WARPS, kernel=kernel)
         weights = ROWS * COLS
         reads = [line for line in seen.by_line if line["space"] == "shared" and line["text"].startswith("ld")]
         bits = (pw.bits_per_weight, 8 * seen.memory["global_footprint_read_bytes"] / weights)
@@ -127,9 +135,25 @@ def plain() -> list[list[str]]:
     return rows
 
 
+def busiest(launch: Launch, shape: tuple[int, int], processors: int) -> tuple[float, float]:
+    """Units of the average processor over the busiest one's; instructions of that one over the average's weights.
+
+    Blocks of threads are dealt out in turn.
+    """
+    tiles, splits, _ = launch.grid
+    units = -(-shape[1] // UNIT)
+    dealt = [units // splits + (split < units % splits) for split in range(splits) for _ in range(tiles)]
+    shares = [dealt[i::processors] for i in range(processors)]
+    most = max(sum(share) for share in shares)
+    cost = launch.warps * OWN + PREPARING
+    instructions = max(sum(share) * cost + len(share) * launch.warps * AROUND for share in shares)
+    weights = shape[0] / 32 * units * UNIT / processors  # of a lane
+    return sum(dealt) / processors / most, instructions / weights
+
+
 def grids() -> list[list[str]]:
-    head = ["matrix", "device", "warps per block", "blocks", "shared bytes", "warps per SM", "balance", "limit"]
-    rows = [head]
+    head = ["matrix", "device", "warps per block", "tiles x splits", "shared bytes", "warps per SM", "balance"]
+    rows = [[*head, "instructions per weight", "affordable", "limit"]]
     with tempfile.TemporaryDirectory() as folder:
         flags = ("-O0", "-shared", "-fPIC", "-fvisibility=hidden", "-DARB_SHIM_RECORD")
         library = compile_host(Path(folder) / "launches.so", flags)
@@ -137,13 +161,14 @@ def grids() -> list[list[str]]:
             for name, gpu in GPUS.items():
                 memory = (gpu.kilobytes - 1) * 1024
                 launch = launch_of(library, *shape, processors=gpu.processors, shared_memory=memory)
-                blocks = launch.grid[0] * launch.grid[1]
-                balance = blocks / (-(-blocks // gpu.processors) * gpu.processors)
-                limit = min(1.0, balance * gpu.affordable() / (OWN + PREPARING / launch.warps))
-                at_once = launch.warps * min(gpu.resident(launch.warps, launch.shared), -(-blocks // gpu.processors))
-                numbers = (launch.warps, blocks, launch.shared, at_once)
-                cells = (f"{shape[0]} x {shape[1]}", name, *map(str, numbers), f"{balance:.0%}", f"{limit:.0%}")
-                rows.append(list(cells))
+                tiles, splits, _ = launch.grid
+                balance, needed = busiest(launch, shape, gpu.processors)
+                turns = -(-tiles * splits // gpu.processors)
+                at_once = launch.warps * min(gpu.resident(launch.warps, launch.shared), turns)
+                numbers = (launch.warps, f"{tiles} x {splits}", launch.shared, at_once)
+                limit = min(1.0, gpu.affordable() / needed)
+                shares = (f"{balance:.0%}", f"{needed:.2f}", f"{gpu.affordable():.2f}", f"{limit:.0%}")
+                rows.append([f"{shape[0]} x {shape[1]}", name, *map(str, numbers), *shares])
     return rows
 
 
@@ -152,7 +177,10 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--plain", action="store_true")
     which.add_argument("--grids", action="store_true")
+    parser.add_argument("--ptxvm", type=Path, metavar="FOLDER", help="the folder that holds ptxvm; or $ARBLLM_PTXVM")
     given = parser.parse_args()
+    if given.ptxvm is not None:
+        os.environ["ARBLLM_PTXVM"] = str(given.ptxvm)
     if not given.grids and ptx.missing() is not None:
         raise SystemExit(f"bench/cuda_counts.py {ptx.missing()}; --grids does without")
     head, *rows = grids() if given.grids else plain() if given.plain else counts()

@@ -4,6 +4,10 @@
 
 #include <cstdint>
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 1000
+#define ARB_HAS_BINARY_MMA
+#endif
+
 #ifdef ARB_HOST_SHIM
 #include "shim.h"
 #else
@@ -25,6 +29,7 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return packed;
 }
 __device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t float_to_bits(float value) { return __float_as_uint(value); }
 // Products and sums that the compiler may not fuse.
 __device__ __forceinline__ float mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
@@ -40,7 +45,21 @@ template <typename T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+// The value, which the compiler then takes for anything: blockDim.y is 1, and it does not know. Values of different
+// `tag` are different ones to it.
+__device__ __forceinline__ int opaque(int value, int tag) {
+    return shuffle(value + tag + static_cast<int>(blockDim.y) - 1, static_cast<int>(threadIdx.x % 32)) - tag;
+}
+// The lane, asked for anew, so that what follows from it is not kept in registers over a loop.
+__device__ __forceinline__ int lane_here() {
+    int lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
 __device__ __forceinline__ uint32_t vote(bool value) { return __ballot_sync(0xffffffffu, value); }
+// Over all lanes, in one instruction.
+__device__ __forceinline__ uint32_t warp_maximum(uint32_t value) { return __reduce_max_sync(0xffffffffu, value); }
+__device__ __forceinline__ int warp_sum(int value) { return __reduce_add_sync(0xffffffffu, value); }
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 
@@ -69,6 +88,18 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint3
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// d = c + ones of A & B on a tensor core: A 16 x 128 and B 128 x 8 of bits, d int32. A lane holds words t of A's rows g
+// and g + 8, word t of B's column g, and d as above. Later devices have no such instruction.
+#ifdef ARB_HAS_BINARY_MMA
+__device__ __forceinline__ void mma_bits(int (&d)[4], const int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+    asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a0), "r"(a1), "r"(b), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+#else
+__device__ void mma_bits(int (&)[4], const int (&)[4], uint32_t, uint32_t, uint32_t);
+#endif
 
 }  // namespace arb::cuda
 #endif

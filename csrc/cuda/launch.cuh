@@ -9,6 +9,7 @@ namespace arb::cuda {
 struct Device {
     int processors;     // streaming multiprocessors
     int shared_memory;  // bytes a block of threads may have
+    int major;          // compute capability
 };
 
 // null: fine; otherwise what went wrong.
@@ -19,6 +20,7 @@ inline const char* ask_device(Device& device) {
     if (error == cudaSuccess) {
         error = cudaDeviceGetAttribute(&device.shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
     }
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, id);
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -2,7 +2,8 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "gemv.cuh"
+#include "gemv_bf16.cuh"
+#include "gemv_binary.cuh"
 #include "launch.cuh"
 #include "plain.cuh"
 
@@ -14,7 +15,10 @@ constexpr int64_t kMaxBlock = 65536;
 constexpr int64_t kMaxSecondWords = int64_t{1} << 31;
 constexpr int64_t kMaxBatch = 65535;
 constexpr int kMaxGrid = 1 << 16;
-constexpr int kWarpsPerProcessor = 12;  // so many warps in flight hide the memory's latency; docs/gpu-cuda.md
+constexpr int kLeastShared = 99 * 1024;  // bytes that a block of threads may have on every device from sm_80 on
+constexpr int kFirstWithoutBinary = 10;  // compute capability, major
+constexpr int kMaxSplits = 32;
+constexpr int kReserved = 1024;  // bytes of shared memory that the system takes of every block of threads
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -123,6 +127,8 @@ const char* make_weight(const arb_cuda_weight* from, Weight& w) {
     w.order = static_cast<const int32_t*>(a.order.data);
     w.counts = static_cast<const int32_t*>(a.counts.data);
     w.has_second = w.salient_order == 2 && w.second_words > 0;
+    w.paired_scales = w.groups == 2 && w.salient_groups == 2 && w.salient_order == 2 && w.row_scale_type == ARB_F16 &&
+                      aligned(w.row_scale, 4);
     return nullptr;
 }
 
@@ -137,50 +143,110 @@ bool is_fast(const Weight& w) {
 
 bool is_x_type(int64_t type) { return type == ARB_F32 || type == ARB_F16 || type == ARB_BF16; }
 
-int parts_of(int64_t x_type) { return x_type == ARB_F32 ? 3 : 2; }
+// 1: a block of threads has a single chunk.
+int stages_of(const Weight& w, int splits) { return divide_up(divide_up(w.cols, kUnit), splits) > kUnits ? 2 : 1; }
 
-// Splits of the columns among blocks of threads. They depend on shape and device alone, so that a row of y does not
-// depend on the batch.
-int splits_of(const Weight& w, const Device& device) {
-    const int64_t warps = divide_up(w.rows, kWarpRows), chunks = divide_up(w.cols, kChunk);
-    const int64_t wanted = divide_up(static_cast<int64_t>(device.processors) * kWarpsPerProcessor, warps);
-    const int64_t each = chunks / (wanted > 1 ? wanted : 1);  // chunks per block of threads
-    return static_cast<int>(each > 1 ? divide_up(chunks, each) : chunks);
+// How the product is cut up: splits of the columns, and warps, and so rows, of a block of threads.
+struct Plan {
+    int splits, warps;
+};
+
+// Warps that a processor needs at once to start an instruction in every cycle, and that its registers allow.
+constexpr int kWarpsAtOnce = 16;
+
+// Cycles, but for a factor, of the busiest processor, where blocks of threads are dealt out in turn. The numbers are
+// instructions of the binary kernel for one row of x: docs/gpu-cuda.md. Plain int, as every product asks for this many
+// times; rows and cols are at most 2^24.
+float cost(const Weight& w, const Device& device, const Plan& plan) {
+    constexpr int kOwn = 330, kPreparing = 790, kAround = 270;  // a warp's unit; a block's unit; a warp
+    const auto up = [](int a, int b) { return (a + b - 1) / b; };
+    const int processors = device.processors > 1 ? device.processors : 1;
+    const int tiles = up(w.rows, plan.warps * kWarpRows), units = up(w.cols, kUnit), share = units / plan.splits;
+    const int all = up(tiles * plan.splits, processors), larger = up(tiles * (units - share * plan.splits), processors);
+    const int most = all * share + larger;  // units
+    const int stages = share + (share * plan.splits < units ? 1 : 0) > kUnits ? 2 : 1;
+    const int bytes = binary_bytes<2, 2, false>(stages, plan.warps);
+    const int fit = (device.shared_memory + kReserved) / (bytes + kReserved);
+    if (fit < 1) return INFINITY;
+    const int together = plan.warps * (fit < all ? fit : all);
+    const auto instructions = static_cast<float>(plan.warps * kOwn + kPreparing) * static_cast<float>(most) +
+                              static_cast<float>(plan.warps * kAround) * static_cast<float>(all);
+    // What splits write and read again.
+    const float sums = plan.splits > 1 ? 2.0f * static_cast<float>(w.rows) * static_cast<float>(plan.splits) : 0.0f;
+    return (instructions + sums / static_cast<float>(processors)) /
+           static_cast<float>(together < kWarpsAtOnce ? together : kWarpsAtOnce);
 }
 
-// Warps, and so rows, per block of threads: many share the prepared activations, few spread more evenly. The busiest
-// processor decides; preparing a chunk costs a block of threads about what one warp's rows do (docs/gpu-cuda.md).
-int warps_of(const Weight& w, int splits, const Device& device) {
-    const auto busiest = [&](int warps) {
-        const int64_t blocks = divide_up(w.rows, warps * kWarpRows) * splits;
-        return divide_up(blocks, device.processors > 1 ? device.processors : 1) * (warps + 1);
-    };
-    return busiest(kManyWarps) <= busiest(kFewWarps) ? kManyWarps : kFewWarps;
+// Depends on shape and device alone, so that a row of y does not depend on the batch.
+Plan plan_of(const Weight& w, const Device& device) {
+    const int64_t units = divide_up(w.cols, kUnit);
+    Plan best = {1, kFewWarps};
+    float least = cost(w, device, best);
+    for (int splits = 1; splits <= (units < kMaxSplits ? units : kMaxSplits); ++splits) {
+        for (const int warps : {kManyWarps, kFewWarps}) {
+            const float now = cost(w, device, {splits, warps});
+            if (now < least) {
+                least = now;
+                best = {splits, warps};
+            }
+        }
+    }
+    return best;
+}
+
+// `bytes(warps)` of shared memory for few or many warps. Not every device has room for many; few fit everywhere.
+template <typename Bytes>
+const char* start(void (*kernel)(GemvJob), const GemvJob& job, const Plan& plan, Bytes bytes, const Device& device,
+                  void* stream) {
+    const int warps = bytes(plan.warps) > device.shared_memory ? kFewWarps : plan.warps;
+    const dim3 grid(static_cast<unsigned>(divide_up(job.w.rows, warps * kWarpRows)), static_cast<unsigned>(plan.splits),
+                    static_cast<unsigned>(divide_up(job.batch, job.slice)));
+    return launch(kernel, grid, warps * 32, bytes(warps), stream, job);
 }
 
 template <int kGroups, int kTiles, bool kMeans>
-const char* start_gemv(GemvJob job, int splits, int warps, const Device& device, void* stream) {
-    job.slice = job.parts == 3 ? kTiles : 2 * kTiles;
-    job.stages = divide_up(job.w.cols, kChunk) > splits ? 2 : 1;
-    // Many warps, two stages and two Bs take 112 KB, more than sm_86, 89 and 120 have; few warps fit everywhere.
-    static_assert(gemv_bytes<kGroups, kTiles>(true, 2, kFewWarps) <= 99 * 1024);
-    if (gemv_bytes<kGroups, kTiles>(job.w.has_second, job.stages, warps) > device.shared_memory) warps = kFewWarps;
-    const dim3 grid(static_cast<unsigned>(divide_up(job.w.rows, warps * kWarpRows)), static_cast<unsigned>(splits),
-                    static_cast<unsigned>(divide_up(job.batch, job.slice)));
-    const int bytes = gemv_bytes<kGroups, kTiles>(job.w.has_second, job.stages, warps);
-    return launch(gemv_kernel<kGroups, kTiles, kMeans>, grid, warps * 32, bytes, stream, job);
+const char* start_bf16(GemvJob job, const Plan& plan, const Device& device, void* stream) {
+    job.slice = job.x_type == ARB_F32 ? kTiles : 2 * kTiles;
+    static_assert(bf16_bytes<kGroups, kTiles>(true, 2, kFewWarps) <= kLeastShared);
+    const auto bytes = [&](int many) { return bf16_bytes<kGroups, kTiles>(job.w.has_second, job.stages, many); };
+    return start(bf16_gemv_kernel<kGroups, kTiles, kMeans>, job, plan, bytes, device, stream);
 }
 
-const char* start_gemv(const GemvJob& job, int splits, int warps, const Device& device, void* stream) {
+const char* start_bf16(const GemvJob& job, const Plan& plan, const Device& device, void* stream) {
     const bool means = job.w.mean != nullptr;
     if (job.w.groups == 1) {
-        return means ? start_gemv<1, 1, true>(job, splits, warps, device, stream)
-                     : start_gemv<1, 1, false>(job, splits, warps, device, stream);
+        return means ? start_bf16<1, 1, true>(job, plan, device, stream)
+                     : start_bf16<1, 1, false>(job, plan, device, stream);
     }
-    if (means) return start_gemv<2, 1, true>(job, splits, warps, device, stream);
-    const bool one = job.batch <= (job.parts == 3 ? 1 : 2);
-    return one ? start_gemv<2, 1, false>(job, splits, warps, device, stream)
-               : start_gemv<2, 2, false>(job, splits, warps, device, stream);
+    if (means) return start_bf16<2, 1, true>(job, plan, device, stream);
+    const bool one = job.batch <= (job.x_type == ARB_F32 ? 1 : 2);
+    return one ? start_bf16<2, 1, false>(job, plan, device, stream)
+               : start_bf16<2, 2, false>(job, plan, device, stream);
+}
+
+template <int kGroups, int kTiles, bool kMeans>
+const char* start_binary(GemvJob job, const Plan& plan, const Device& device, void* stream) {
+    job.slice = 1;
+    static_assert(binary_bytes<kGroups, kTiles, kMeans>(2, kFewWarps) <= kLeastShared);
+    const auto bytes = [&](int many) { return binary_bytes<kGroups, kTiles, kMeans>(job.stages, many); };
+    return start(binary_gemv_kernel<kGroups, kTiles, kMeans>, job, plan, bytes, device, stream);
+}
+
+template <int kGroups, bool kMeans>
+const char* start_binary(const GemvJob& job, const Plan& plan, const Device& device, void* stream) {
+    return job.x_type == ARB_F32 ? start_binary<kGroups, 3, kMeans>(job, plan, device, stream)
+                                 : start_binary<kGroups, 2, kMeans>(job, plan, device, stream);
+}
+
+const char* start_gemv(GemvJob job, const Plan& plan, const Device& device, void* stream) {
+    job.stages = stages_of(job.w, plan.splits);
+    if (job.batch > 1 || device.major >= kFirstWithoutBinary) return start_bf16(job, plan, device, stream);
+    const bool means = job.w.mean != nullptr;
+    if (job.w.groups == 1) {
+        return means ? start_binary<1, true>(job, plan, device, stream)
+                     : start_binary<1, false>(job, plan, device, stream);
+    }
+    return means ? start_binary<2, true>(job, plan, device, stream) : start_binary<2, false>(job, plan, device, stream);
 }
 
 const char* start_plain(const Weight& w, const void* x, int64_t x_type, int64_t batch, void* y, void* stream) {
@@ -213,7 +279,7 @@ extern "C" int64_t arb_cuda_linear_workspace(const arb_cuda_weight* weight, int6
     if (make_weight(weight, w) != nullptr || !is_x_type(x_type) || batch < 0 || batch > kMaxBatch) return -1;
     if (!is_fast(w) || batch == 0) return 0;
     if (ask_device(device) != nullptr) return -1;
-    const int splits = splits_of(w, device);
+    const int splits = plan_of(w, device).splits;
     return splits > 1 ? splits * batch * w.rows * 4 : 0;
 }
 
@@ -239,7 +305,8 @@ extern "C" int arb_cuda_linear(const arb_cuda_weight* weight, const void* x, int
     }
     Device device;
     if (const char* wrong = ask_device(device)) return broken(wrong);
-    const int splits = splits_of(w, device);
+    const Plan plan = plan_of(w, device);
+    const int splits = plan.splits;
     if (splits > 1 &&
         (workspace == nullptr || !aligned(workspace, 4) || workspace_bytes < splits * batch * w.rows * 4)) {
         return refuse("workspace is too small; ask arb_cuda_linear_workspace");
@@ -251,9 +318,8 @@ extern "C" int arb_cuda_linear(const arb_cuda_weight* weight, const void* x, int
     job.partial = static_cast<float*>(workspace);
     job.x_type = static_cast<int>(x_type);
     job.batch = static_cast<int>(batch);
-    job.parts = parts_of(x_type);
     job.wide = w.words % 4 == 0 && aligned(w.sign, 16) && aligned(w.group, 16);
-    if (const char* wrong = start_gemv(job, splits, warps_of(w, splits, device), device, stream)) return broken(wrong);
+    if (const char* wrong = start_gemv(job, plan, device, stream)) return broken(wrong);
     if (splits == 1) return ARB_CUDA_OK;
     const int64_t count = batch * w.rows;
     const char* wrong = launch(finish_kernel, dim3(static_cast<unsigned>(divide_up(count, 256)), 1, 1), 256, 0, stream,

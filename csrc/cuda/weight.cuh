@@ -25,7 +25,8 @@ struct Weight {
     int rows, cols, block_size, blocks, words;
     int groups, group_bits, salient_groups, salient_order;
     int shared_columns, scale_type, row_scale_type;
-    int has_second;  // a second plane with bits in it
+    int has_second;     // a second plane with bits in it
+    int paired_scales;  // row scales of two groups and two orders, fp16, aligned in pairs
 };
 
 __device__ __forceinline__ int minimum(int a, int b) { return a < b ? a : b; }
@@ -65,8 +66,7 @@ __device__ __forceinline__ int salient_between(const Weight& w, int begin, int e
     int sum = 0;
 #pragma unroll 1
     for (int b = begin + static_cast<int>(threadIdx.x % 32); b < end; b += 32) sum += salient_count(w, b);
-    for (int step = 16; step > 0; step /= 2) sum += shuffle_xor(sum, step);
-    return sum;
+    return warp_sum(sum);
 }
 
 __device__ __forceinline__ bool bit_at(const uint32_t* plane, int64_t bit) { return plane[bit / 32] >> (bit % 32) & 1; }

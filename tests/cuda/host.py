@@ -98,6 +98,7 @@ def launch_of(
     *,
     processors: int,
     shared_memory: int,
+    major: int = 8,
 ) -> Launch:
     """For ARB-RC + CGB, block 128, on such a device. `library`: compiled with -shared and -DARB_SHIM_RECORD."""
     dll = ctypes.CDLL(str(library))
@@ -111,7 +112,8 @@ def launch_of(
     weight = ctypes.byref(Weight(rows, cols, 128, 2, 2, 2, 0, 0, half, half, *buffers))
     x_type, many = ctypes.c_int64(TYPES[dtype]), ctypes.c_int64(batch)
     message = ctypes.create_string_buffer(200)
-    with mock.patch.dict(os.environ, SHIM_PROCESSORS=str(processors), SHIM_SHARED_MEMORY=str(shared_memory)):
+    settings = {"SHIM_PROCESSORS": processors, "SHIM_SHARED_MEMORY": shared_memory, "SHIM_MAJOR": major}
+    with mock.patch.dict(os.environ, **{name: str(value) for name, value in settings.items()}):
         space = ctypes.c_int64(dll.arb_cuda_linear_workspace(weight, x_type, many))
         operands = (weight, address, x_type, many, address, address, space, None)
         status = dll.arb_cuda_linear(*operands, message, ctypes.c_int64(len(message)))

@@ -9,8 +9,8 @@ import functools
 import importlib
 import math
 import os
-import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,21 @@ import torch
 from host import ROOT, SOURCE
 from torch import Tensor
 
+sys.path.insert(0, str(ROOT / "python"))
+import cuda_toolkit
+
 from arbllm_kernels.cuda import TYPES
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.packed import PackedWeight
 
-WARP_ROWS, CHUNK = 32, 512  # gemv.cuh
-WEIGHT_FORMAT = " ".join(["P"] * 10 + ["q"] * 2 + ["f"] + ["i"] * 13)
+WARP_ROWS, CHUNK = 32, 512  # chunks.cuh
+WEIGHT_FORMAT = " ".join(["P"] * 10 + ["q"] * 2 + ["f"] + ["i"] * 14)
 
 
 def missing() -> str | None:
     """Why the tests of this file cannot run; None where they can."""
-    if shutil.which("nvcc") is None:
-        return "needs nvcc on PATH"
+    if cuda_toolkit.nvcc() is None:
+        return "needs nvcc"
     if not (_folder() / "ptxvm" / "__init__.py").exists():
         return "needs ptxvm, in $ARBLLM_PTXVM or in ../shared beside the checkout"
     return None
@@ -48,25 +51,48 @@ def module() -> Any:
     return ptxvm, ptxvm.nvcc(str(SOURCE / "launchers.cu"), flags)
 
 
-def linear(pw: PackedWeight, x: Tensor, splits: int = 1, warps: int = 4, **options: Any) -> tuple[Tensor, Any]:
-    """y and ptxvm's counts for the tensor-core kernel, started as launchers.cu starts it."""
+@dataclass(frozen=True)
+class Shape:
+    """How launchers.cu would start a tensor-core kernel for a product: its name, rows of x at once, shared memory."""
+
+    name: str
+    slice: int
+    shared: int
+
+
+def binary_shape(pw: PackedWeight, x: Tensor, stages: int, warps: int) -> Shape:
+    means, groups, tiles = pw.mean is not None, pw.layout.groups, 3 if x.dtype is torch.float32 else 2
+    assert x.shape[0] == 1
+    stride = 4 * (5 if means else 3) * groups + (4 if groups == 2 else 1)
+    shared = 4 * (32 + 16 * 96 * tiles) + warps * (128 * stride + stages * groups * 2048)
+    return Shape(f"18binary_gemv_kernelILi{groups}ELi{tiles}ELb{int(means)}E", 1, shared)
+
+
+def bf16_shape(pw: PackedWeight, x: Tensor, stages: int, warps: int) -> Shape:
+    means, groups, parts = pw.mean is not None, pw.layout.groups, 3 if x.dtype is torch.float32 else 2
+    tiles = 2 if groups == 2 and not means and x.shape[0] > (1 if parts == 3 else 2) else 1
+    second = pw.second.numel() > 0
+    shared = 4 * (16 + tiles * (4096 + 2048 * second)) + stages * warps * groups * 2048
+    return Shape(f"16bf16_gemv_kernelILi{groups}ELi{tiles}ELb{int(means)}E", tiles if parts == 3 else 2 * tiles, shared)
+
+
+SHAPES = {"binary": binary_shape, "bf16": bf16_shape}
+
+
+def linear(
+    pw: PackedWeight, x: Tensor, splits: int = 1, warps: int = 4, kernel: str = "binary", **options: Any
+) -> tuple[Tensor, Any]:
+    """y and ptxvm's counts for a tensor-core kernel, "binary" or "bf16", started as launchers.cu starts it."""
     _, code = module()
     batch, lay = x.shape[0], pw.layout
-    parts = 3 if x.dtype is torch.float32 else 2
-    means, tiles = pw.mean is not None, 1
-    if lay.groups == 2 and not means and batch > (1 if parts == 3 else 2):
-        tiles = 2
-    slice_ = tiles if parts == 3 else 2 * tiles
     stages = 2 if -(-lay.cols // CHUNK) > splits else 1
+    shape = SHAPES[kernel](pw, x, stages, warps)
     y = torch.full((batch, lay.rows), math.nan, dtype=x.dtype)
     partial = torch.full((splits, batch, lay.rows), math.nan)
-    second = pw.second.numel() > 0
-    shared = 4 * (16 + tiles * (4096 + 2048 * second)) + stages * warps * lay.groups * 2048
     wide = lay.words % 4 == 0
-    job = struct(pw, " P P P i i i i i i", x, y, partial, TYPES[x.dtype], batch, parts, slice_, stages, int(wide))
-    name = f"gemv_kernelILi{lay.groups}ELi{tiles}ELb{int(means)}E"
-    grid = (-(-lay.rows // (warps * WARP_ROWS)), splits, -(-batch // slice_))
-    counts = code.launch(name, grid, warps * 32, [job], shared_bytes=shared, **options)
+    job = struct(pw, " P P P i i i i i", x, y, partial, TYPES[x.dtype], batch, shape.slice, stages, int(wide))
+    grid = (-(-lay.rows // (warps * WARP_ROWS)), splits, -(-batch // shape.slice))
+    counts = code.launch(shape.name, grid, warps * 32, [job], shared_bytes=shape.shared, **options)
     if splits > 1:
         arguments = [partial, ("s32", splits), ("s64", y.numel()), y, ("s32", TYPES[x.dtype])]
         code.launch("finish_kernel", -(-y.numel() // 256), 256, arguments)
@@ -92,6 +118,7 @@ def struct(pw: PackedWeight, more: str, *values: Any) -> Any:
     *buffers, sizes = packed_args(pw)
     rows, cols, block_size, groups, salient_groups, salient_order, exponent, shared = sizes
     scale = pw.row_scale.dtype if pw.row_base is None else pw.row_base.dtype
+    paired = (groups, salient_groups, salient_order) == (2, 2, 2) and pw.row_scale.dtype is torch.float16
     pointers = [t if t is not None and t.numel() else 0 for t in buffers]
     return module()[0].Struct(
         WEIGHT_FORMAT + more,
@@ -101,6 +128,6 @@ def struct(pw: PackedWeight, more: str, *values: Any) -> Any:
         2.0**exponent,
         *(rows, cols, block_size, pw.layout.blocks, pw.layout.words),
         *(groups, pw.layout.group_bits, salient_groups, salient_order),
-        *(shared, TYPES[scale], TYPES[pw.row_scale.dtype], int(pw.second.numel() > 0)),
+        *(shared, TYPES[scale], TYPES[pw.row_scale.dtype], int(pw.second.numel() > 0), int(paired)),
         *values,
     )

@@ -19,7 +19,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define ARB_SHARED(name) unsigned char* name = ::shim::block->shared.get()
 
 struct dim3 {
@@ -36,6 +36,10 @@ struct alignas(8) float2 {
 struct alignas(8) int2 {
     int x, y;
 };
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
@@ -176,6 +180,22 @@ template <typename T>
 T shuffle_xor(T value, int mask) {
     return shuffle(value, static_cast<int>(threadIdx.x % 32) ^ mask);
 }
+inline int opaque(int value, int) { return value; }
+inline int lane_here() { return static_cast<int>(threadIdx.x % 32); }
+inline uint32_t warp_maximum(uint32_t value) {
+    return shim::exchange({{value}}, [](const shim::Exchange* lanes) {
+        uint64_t largest = 0;
+        for (int i = 0; i < 32; ++i) largest = lanes[i].value[0] > largest ? lanes[i].value[0] : largest;
+        return static_cast<uint32_t>(largest);
+    });
+}
+inline int warp_sum(int value) {
+    return shim::exchange({{static_cast<uint32_t>(value)}}, [](const shim::Exchange* lanes) {
+        uint64_t sum = 0;
+        for (int i = 0; i < 32; ++i) sum += lanes[i].value[0];
+        return static_cast<int>(static_cast<uint32_t>(sum));
+    });
+}
 inline uint32_t vote(bool value) {
     return shim::exchange({{value}}, [](const shim::Exchange* lanes) {
         uint32_t bits = 0;
@@ -242,12 +262,34 @@ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
     for (int i = 0; i < 4; ++i) d[i] = sums.d[i];
 }
 
+inline void mma_bits(int (&d)[4], const int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+    struct Sums {
+        int d[4];
+    };
+    const Sums sums = shim::exchange({{a0, a1, b}}, [&](const shim::Exchange* lanes) {
+        Sums result;
+        for (int i = 0; i < 4; ++i) {
+            result.d[i] = c[i];
+            for (int word = 0; word < 4; ++word) {
+                const uint64_t left = lanes[g * 4 + word].value[i / 2];
+                const uint64_t right = lanes[(2 * t + i % 2) * 4 + word].value[2];
+                result.d[i] += __builtin_popcountll(left & right);
+            }
+        }
+        return result;
+    });
+    for (int i = 0; i < 4; ++i) d[i] = sums.d[i];
+}
+
 struct Device {
     int processors = 2;
     int shared_memory = 99 * 1024;
+    int major = 8;
 };
 inline const char* ask_device(Device& device) {
     if (const char* text = std::getenv("SHIM_PROCESSORS")) device.processors = std::atoi(text);
+    if (const char* text = std::getenv("SHIM_MAJOR")) device.major = std::atoi(text);
     if (const char* text = std::getenv("SHIM_SHARED_MEMORY")) device.shared_memory = std::atoi(text);
     return nullptr;
 }

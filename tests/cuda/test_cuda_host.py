@@ -6,6 +6,8 @@ the source; test_cuda_ptx.py runs the compiled PTX.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
 from pathlib import Path
 
@@ -34,6 +36,8 @@ CASES = {
     "no column scales": (2, torch.float32, 8, 128, {"col_scale": False}),
     "nothing salient": (1, torch.float16, 12, 256, {"salient": 0.0}),
     "all salient": (4, torch.float16, 40, 384, {"salient": 1.0}),
+    "32 of 128 salient": (1, torch.float16, 40, 256, {"salient": 0.25}),
+    "33 of 128 salient": (2, torch.bfloat16, 40, 256, {"salient": 0.258}),
     "one block of 38": (1, torch.float32, 3, 38, {"block_size": 64}),
     "salient without groups": (1, torch.float32, 24, 256, {"salient_groups": 1}),
     "batch 8": (8, torch.bfloat16, 10, 128, {}),
@@ -53,7 +57,11 @@ CASES = {
 }
 # Relative to sum |w||x|: rounding of y, and of the activations, which are 2 bfloat16 (3 where x is float32); every
 # float32 operation of a sum of up to 2000 terms rounds once, mostly in blocks of 16.
+# kernel -> compute capability, major, of a device that runs it; "binary" for one row of x
+KERNELS = {"binary": "8", "bf16": "10"}
 BOUND = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+# Relative to sum |w| max |x|: the binary kernel rounds x c to 15 bits (23 where x is float32) of the largest.
+STEP = {torch.float32: 2**-23, torch.float16: 2**-15, torch.bfloat16: 2**-15}
 
 
 def make_case(name: str) -> tuple[PackedWeight, Tensor]:
@@ -62,12 +70,29 @@ def make_case(name: str) -> tuple[PackedWeight, Tensor]:
     return pw, torch.randn(batch, cols, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
+def rows_for(kernel: str, case: tuple[PackedWeight, Tensor]) -> tuple[PackedWeight, Tensor]:
+    """The case, with as many rows of x as the kernel takes."""
+    return (case[0], case[1][:1]) if kernel == "binary" else case
+
+
 def check(pw: PackedWeight, x: Tensor, answer: Answer) -> None:
     dense = pw.dequantize()
     assert torch.equal(answer.dense, dense)
-    exact = x.double() @ dense.double().T
-    scale = x.double().abs() @ dense.double().abs().T
-    assert (answer.y.double() - exact).abs().le(BOUND[x.dtype] * scale).all()
+    exact, size = x.double() @ dense.double().T, dense.double().abs()
+    scale = BOUND[x.dtype] * (x.double().abs() @ size.T) + STEP[x.dtype] * x.double().abs().amax(1)[:, None] * size.sum(
+        1
+    )
+    assert (answer.y.double() - exact).abs().le(scale).all()
+    if torch.equal(x, x.round()) and torch.equal(dense, dense.round()):
+        assert torch.equal(answer.y, exact.to(x.dtype))
+
+
+def whole_numbers(rows: int, cols: int, batch: int, dtype: torch.dtype) -> tuple[PackedWeight, Tensor]:
+    """All scales 1, and whole x: nothing is rounded but y, and a bound cannot hide a small error."""
+    pw = random_packed(rows, cols, seed=rows)
+    scales = {name: torch.ones_like(getattr(pw, name)) for name in ("row_scale", "col_scale", "col_scale2")}
+    x = torch.randint(-60, 61, (batch, cols), generator=torch.Generator().manual_seed(2)).to(dtype)
+    return dataclasses.replace(pw, **scales), x
 
 
 @pytest.fixture(scope="module")
@@ -76,39 +101,74 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(program: Path) -> dict[str, Answer]:
-    """Every case, run in one process."""
-    return dict(zip(CASES, run(program, [make_case(name) for name in CASES]), strict=True))
+def answers(program: Path) -> dict[tuple[str, str], Answer]:
+    """Every case and kernel, one process for each kernel."""
+    found = {}
+    for kernel, major in KERNELS.items():
+        cases = [rows_for(kernel, make_case(name)) for name in CASES]
+        found |= {(kernel, name): a for name, a in zip(CASES, run(program, cases, SHIM_MAJOR=major), strict=True)}
+    return found
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_definition(name: str, answers: dict[str, Answer]) -> None:
-    check(*make_case(name), answers[name])
+def test_equals_the_definition(name: str, kernel: str, answers: dict[tuple[str, str], Answer]) -> None:
+    check(*rows_for(kernel, make_case(name)), answers[kernel, name])
+
+
+def test_both_kernels_ran(answers: dict[tuple[str, str], Answer]) -> None:
+    """They round differently."""
+    fast = [name for name in CASES if not name.startswith("plain")]
+    same = [name for name in fast if torch.equal(answers["binary", name].y, answers["bf16", name].y[:1])]
+    assert len(same) < len(fast) / 2
 
 
 def test_rows_do_not_depend_on_the_batch(program: Path) -> None:
+    """But for one row alone on a device with the binary kernel."""
     pw, x = make_case("batch 8")
-    whole, *single = run(program, [(pw, x), *((pw, x[i : i + 1]) for i in range(len(x)))])
-    assert torch.equal(whole.y, torch.cat([one.y for one in single]))
+    for major, least in ((KERNELS["binary"], 2), (KERNELS["bf16"], 1)):
+        cases = [(pw, x), *((pw, x[i : i + least]) for i in range(0, len(x), least))]
+        whole, *parts = run(program, cases, SHIM_MAJOR=major)
+        assert torch.equal(whole.y, torch.cat([part.y for part in parts]))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_whole_numbers_are_exact(kernel: str, program: Path) -> None:
+    cases = [rows_for(kernel, whole_numbers(9, 300, 3, dtype)) for dtype in BOUND]
+    for case, answer in zip(cases, run(program, cases, SHIM_MAJOR=KERNELS[kernel]), strict=True):
+        check(*case, answer)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_activations_of_any_size(kernel: str, program: Path) -> None:
+    """Zeros, an outlier, tiny numbers, and what is not finite, which spoils its own row alone."""
+    pw = random_packed(8, 256, salient=0.1)
+    x = torch.randn(7, 256, generator=torch.Generator().manual_seed(3))
+    x[1] = 0
+    x[2, 5] = 1000
+    x[3] *= 1e-30
+    x[4, 7], x[5, 200], x[6, 0] = math.inf, math.nan, -math.inf
+    for dtype in (torch.float32, torch.bfloat16):
+        cases = [(pw, one[None]) for one in x.to(dtype)] if kernel == "binary" else [(pw, x.to(dtype))]
+        y = torch.cat([answer.y for answer in run(program, cases, SHIM_MAJOR=KERNELS[kernel])])
+        check(pw, x[:4].to(dtype), Answer(y[:4], pw.dequantize()))
+        assert y[4:].isnan().all()
 
 
 def test_splits_and_warps_change_nothing_but_rounding(program: Path) -> None:
-    pw, x = random_packed(130, 1154, 256, salient=0.1), torch.randn(2, 1154).half()
-    for processors in ("1", "100"):  # 8 and 4 warps per block of threads
-        check(pw, x, run(program, [(pw, x)], SHIM_PROCESSORS=processors)[0])
+    case = random_packed(130, 1154, 256, salient=0.1), torch.randn(2, 1154).half()
+    for processors in ("1", "100"):
+        for kernel, major in KERNELS.items():
+            given = rows_for(kernel, case)
+            check(*given, run(program, [given], SHIM_PROCESSORS=processors, SHIM_MAJOR=major)[0])
 
 
-def test_one_block_of_threads_for_all_columns(program: Path) -> None:
-    pw = random_packed(400, 1152, 128)
-    x = torch.randn(1, 1152)
-    check(pw, x, run(program, [(pw, x)], SHIM_PROCESSORS="1")[0])
-
-
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("batch", "dtype"), [(4, torch.float16), (2, torch.float32)])
-def test_two_stages_and_two_tiles_fit_in_99_kilobytes(batch: int, dtype: torch.dtype, program: Path) -> None:
-    """The shim refuses more, as a device does; 8 warps, which the shape asks for, would need 112 KB."""
-    pw, x = random_packed(130, 1152, salient=0.1), torch.randn(batch, 1152).to(dtype)
-    check(pw, x, run(program, [(pw, x)], SHIM_PROCESSORS="0")[0])
+def test_one_block_of_threads_for_all_columns(batch: int, dtype: torch.dtype, kernel: str, program: Path) -> None:
+    """Two stages; the shim refuses more than 99 KB of shared memory, as some devices do."""
+    case = rows_for(kernel, (random_packed(130, 1152, salient=0.1), torch.randn(batch, 1152).to(dtype)))
+    check(*case, run(program, [case], SHIM_PROCESSORS="0", SHIM_MAJOR=KERNELS[kernel])[0])
 
 
 # processors, bytes of shared memory that a block of threads may have
@@ -126,32 +186,39 @@ def test_every_launch_fits_the_device(device: str, recorder: Path) -> None:
     processors, memory = DEVICES[device]
     shapes = ((14336, 4096), (13824, 5120), (32000, 4096), (4096, 4096), (11008, 4096), (4096, 11008), (576, 576))
     for rows, cols in shapes:
+        splits = set()
         for batch in (1, 2, 3, 8):
             for dtype in BOUND:
-                given = {"processors": processors, "shared_memory": memory}
-                launch = launch_of(recorder, rows, cols, batch, dtype, **given)
-                assert launch.shared <= memory, (rows, cols, batch, dtype, launch)
-                assert rows <= launch.grid[0] * launch.warps * 32 < rows + launch.warps * 32
+                for major in map(int, KERNELS.values()):
+                    given = {"processors": processors, "shared_memory": memory, "major": major}
+                    launch = launch_of(recorder, rows, cols, batch, dtype, **given)
+                    assert launch.shared <= memory, (rows, cols, batch, dtype, launch)
+                    assert rows <= launch.grid[0] * launch.warps * 32 < rows + launch.warps * 32
+                    splits.add(launch.grid[1])
+        assert len(splits) == 1
 
 
 def test_many_warps_give_way_to_memory(recorder: Path) -> None:
-    for memory, expected in ((227 << 10, Launch((1, 1, 1), 8, 114752)), (99 << 10, Launch((2, 1, 1), 4, 81984))):
+    for memory, expected in ((227 << 10, Launch((1, 2, 1), 8, 114752)), (110 << 10, Launch((2, 1, 1), 4, 81984))):
         assert launch_of(recorder, 130, 1152, 4, processors=0, shared_memory=memory) == expected
 
 
 def test_shared_memory_in_the_table_is_what_the_launchers_ask_for(recorder: Path) -> None:
-    for batch, tiles in ((1, 1), (4, 2)):
-        launch = launch_of(recorder, 4096, 4096, batch, processors=108, shared_memory=163 << 10)
-        assert (launch.warps, launch.shared) == (4, cuda_aot.shared_bytes(2, tiles))
+    names = {("8", 1): "binary", ("10", 1): "bf16", ("8", 4): "bf16, batch 3 to 8"}
+    for (major, batch), name in names.items():
+        launch = launch_of(recorder, 4096, 4096, batch, processors=108, shared_memory=227 << 10, major=int(major))
+        assert (launch.warps, launch.shared) == (8, cuda_aot.KERNELS[name].shared())
 
 
-def test_warps_per_block_are_chosen_by_the_busiest_processor(recorder: Path) -> None:
-    found = {}
-    for device, (processors, memory) in DEVICES.items():
-        launch = launch_of(recorder, 4096, 4096, processors=processors, shared_memory=memory)
-        found[device] = (launch.warps, launch.grid)
-    assert found["A100"] == (4, (32, 8, 1))  # 8 warps: 128 blocks for 108 processors
-    assert found["H100"] == found["RTX 4090"] == (8, (16, 8, 1))
+def test_work_is_spread_evenly(recorder: Path) -> None:
+    """Units of the busiest processor, of 108 or 132, where blocks of threads are dealt out in turn."""
+    for rows, cols in ((4096, 4096), (11008, 4096), (4096, 11008)):
+        for processors, memory in (DEVICES["A100"], DEVICES["H100"]):
+            launch = launch_of(recorder, rows, cols, processors=processors, shared_memory=memory)
+            tiles, splits, _ = launch.grid
+            units = [cols // 128 // splits + (split < cols // 128 % splits) for split in range(splits)]
+            dealt = [u for u in units for _ in range(tiles)]
+            assert max(sum(dealt[i::processors]) for i in range(processors)) < 1.1 * sum(dealt) / processors
 
 
 @pytest.mark.parametrize("rows, length", [(1, 1), (3, 64), (2, 65), (5, 200)])

@@ -140,13 +140,13 @@ def test_compiled_kernels_are_no_worse_than_the_table() -> None:
 
 
 def test_the_ratchet_sees_a_worse_kernel() -> None:
-    row: cuda_aot.Row = {"kernel": "k", "arch": 80, "registers": 96, "spills": 0, "stack": 0, "shared": 0}
-    row["instructions"] = 300
+    row = next(row for row in cuda_aot.table()["rows"] if row["instructions"] is not None)
     assert cuda_aot.worse([row], [row]) == []
-    for key in ("registers", "spills", "stack", "instructions"):
-        assert cuda_aot.worse([{**row, key: int(row[key] or 0) + 1}], [row]) == [  # type: ignore[arg-type]
-            f"k on sm_80: {key} {row[key]} -> {int(row[key] or 0) + 1}"
-        ]
+    for key in ("registers", "spills", "stack", "shared", "instructions", "integer", "shared_bytes", "global_bytes"):
+        now = {**row, key: row[key] + 1}
+        name = f"{row['kernel']} on sm_{row['arch']}, {row['unit']}"
+        assert cuda_aot.worse([now], [row]) == [f"{name}: {key} {row[key]} -> {now[key]}"]
+    assert cuda_aot.worse([{**row, "unit": "another"}], [row])[0].endswith("run bench/cuda_aot.py")
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import random_packed
 from host import Answer
-from test_cuda_host import CASES, check, make_case
+from test_cuda_host import BOUND, CASES, check, make_case, rows_for, whole_numbers
 
 from arbllm_kernels.packed import pack_bits
 
@@ -19,12 +19,20 @@ FAST = [name for name in CASES if not name.startswith("plain")]
 PLAIN = [name for name in CASES if name.startswith("plain")]
 
 
+@pytest.mark.parametrize("kernel", ptx.SHAPES)
 @pytest.mark.parametrize("name", FAST)
-def test_tensor_core_kernel(name: str) -> None:
-    pw, x = make_case(name)
-    y, counts = ptx.linear(pw, x, splits=min(2, -(-pw.shape[1] // 512)))
+def test_tensor_core_kernels(name: str, kernel: str) -> None:
+    pw, x = rows_for(kernel, make_case(name))
+    y, counts = ptx.linear(pw, x, splits=min(2, -(-pw.shape[1] // 512)), kernel=kernel)
     check(pw, x, Answer(y, ptx.dequantize(pw)))
     assert not counts.hazards and not counts.warnings
+
+
+@pytest.mark.parametrize("kernel", ptx.SHAPES)
+def test_whole_numbers_are_exact(kernel: str) -> None:
+    for dtype in BOUND:
+        pw, x = rows_for(kernel, whole_numbers(9, 300, 3, dtype))
+        check(pw, x, Answer(ptx.linear(pw, x, kernel=kernel)[0], pw.dequantize()))
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -33,9 +41,10 @@ def test_plain_kernel(name: str) -> None:
     check(pw, x, Answer(ptx.plain_linear(pw, x)[0], ptx.dequantize(pw)))
 
 
-def test_eight_warps_and_all_columns_in_one_block() -> None:
-    pw, x = make_case("three chunks")
-    y, _ = ptx.linear(pw, x, warps=8, seed=1)
+@pytest.mark.parametrize("kernel", ptx.SHAPES)
+def test_eight_warps_and_all_columns_in_one_block(kernel: str) -> None:
+    pw, x = rows_for(kernel, make_case("three chunks"))
+    y, _ = ptx.linear(pw, x, warps=8, seed=1, kernel=kernel)
     check(pw, x, Answer(y, pw.dequantize()))
 
 

@@ -41,7 +41,8 @@ struct arb_cuda_weight {
 };
 
 // y = x W^T: x [batch, m] and y [batch, n] of x_type (fp32, fp16, bf16), contiguous; sums in fp32. A row of y does not
-// depend on the batch it came in. `workspace` is device memory of at least arb_cuda_linear_workspace bytes.
+// depend on the batch it came in, but one row alone may have a kernel of its own. `workspace` is device memory of at
+// least arb_cuda_linear_workspace bytes.
 ARB_CUDA_API int arb_cuda_linear(const struct arb_cuda_weight* weight, const void* x, int64_t x_type, int64_t batch,
                                  void* y, void* workspace, int64_t workspace_bytes, void* stream, char* message,
                                  int64_t capacity);

@@ -1,10 +1,10 @@
-// y = x W^T for few rows of x, on the tensor cores, reading the bit planes once. docs/gpu-cuda.md gives the reasons.
+// y = x W^T for few rows of x, on tensor cores that multiply bfloat16, reading the bit planes once: for 2 rows or more,
+// and for devices from sm_100 on, which have no binary ones (gemv_binary.cuh). docs/gpu-cuda.md gives the reasons.
 //
-// A block of threads multiplies 32 rows of W per warp, 4 or 8 warps, by chunks of 512 columns; a chunk is four units of
-// 128 columns, and a unit lies in one block of the weight. The group plane splits the signs into two matrices A0, A1
-// with entries 0 and +-2: bit 14 of a bfloat16 alone is 2.0 and bit 15 its sign, so a sign bit and a group bit side by
-// side, shifted to the top, are an entry. The other operand is x c as a sum of 2 or 3 bfloat16 ("parts"; 3 are an exact
-// float32), each part a column n of B. Products are exact, sums are float32. Row scales multiply the sums of a unit.
+// The group plane splits the signs into two matrices A0, A1 with entries 0 and +-2: bit 14 of a bfloat16 alone is 2.0
+// and bit 15 its sign, so a sign bit and a group bit side by side, shifted to the top, are an entry. The other operand
+// is x c as a sum of 2 or 3 bfloat16 ("parts"; 3 are an exact float32), each part a column n of B. Products are exact,
+// sums are float32. Row scales multiply the sums of a unit.
 //
 // B's 8 columns: n = zone * 4 + slot, where zone 1 holds the salient columns' activations and zeros elsewhere, zone 0
 // the reverse, so that one pass over the bits yields the sums of both zones. A row of x has 2 slots, or 4 where it has
@@ -14,38 +14,13 @@
 // columns 2j + 1, 2j + 17, 2j, 2j + 16 of each of the four words. The oracle is PackedWeight.dequantize.
 #pragma once
 
-#include "weight.cuh"
+#include "chunks.cuh"
 
 namespace arb::cuda {
 
-constexpr int kFewWarps = 4, kManyWarps = 8;  // per block of threads
-constexpr int kWarpRows = 32;
-constexpr int kUnit = 128;
-constexpr int kUnits = 4;  // per chunk
-constexpr int kChunk = kUnits * kUnit;
-constexpr int kSlots = 4;                             // activations of a zone in one B
-constexpr int kPlaneWords = kWarpRows * kChunk / 32;  // a warp's staged plane: 32 rows of 16 words
-constexpr uint32_t kTwo = 0x40004000u;                // a pair of 2.0
+constexpr int kSlots = 4;               // activations of a zone in one B
+constexpr uint32_t kTwo = 0x40004000u;  // a pair of 2.0
 constexpr uint32_t kSigns = 0x80008000u;
-
-struct GemvJob {
-    Weight w;
-    const void* x;
-    void* y;
-    float* partial;  // [splits, batch, n] when there are several splits
-    int x_type, batch, parts;
-    int slice;   // rows of x per block of threads
-    int stages;  // 1: a block of threads has a single chunk
-    int wide;    // planes allow 16-byte loads
-};
-
-// What a warp needs to know about a unit; in shared memory.
-struct alignas(16) Unit {
-    int begin;    // first position
-    int block;    //
-    int salient;  // the first so many of its positions are salient
-    int seen;     // salient columns before the unit
-};
 
 // Shared memory: units, B's fragments of the first plane and of the second, staged planes.
 template <int kTiles>
@@ -53,48 +28,13 @@ constexpr int kFragments = 8 * kTiles * 32;  // of a unit
 template <int kTiles>
 constexpr int kFragments2 = 8 * kTiles * 4 * kSlots;
 template <int kGroups, int kTiles>
-__host__ __device__ constexpr int gemv_bytes(bool has_second, int stages, int warps) {
+__host__ __device__ constexpr int bf16_bytes(bool has_second, int stages, int warps) {
     const int fragments = kFragments<kTiles> + (has_second ? kFragments2<kTiles> : 0);
     return kUnits * (static_cast<int>(sizeof(Unit)) + 16 * fragments) + stages * warps * kGroups * kPlaneWords * 4;
 }
 
-struct Lane {
-    int id, row, word;  // lane, g, t above
-};
-
-// ---- planes: global -> shared, 64 contiguous bytes per row
-
-// Where word 0..15 of a row is staged. Pieces of 16 bytes change places so that lanes (g, t) that read word t of row g
-// share no bank; where a lane is a row, four share one.
-__device__ __forceinline__ int staged_at(int row, int word) { return row * 16 + (word ^ (row * 2 & 12)); }
-
-// kBytes: 16, or 8 where rows are not aligned to more.
-template <int kGroups, int kBytes>
-__device__ __forceinline__ void stage_pieces(const Weight& w, int row0, int chunk, uint32_t* staged, int lane) {
-    constexpr int kPieces = 64 / kBytes, kRows = 32 / kPieces;  // of a row; rows at once
-    const int row = lane / kPieces;
-    const int word = lane % kPieces * (kBytes / 4), from = chunk * (kChunk / 32) + word;
-    const int64_t first = static_cast<int64_t>(row0 + row) * w.words + from;
-#pragma unroll
-    for (int plane = 0; plane < kGroups; ++plane) {
-        const uint32_t* data = plane == 0 ? w.sign : w.group;
-#pragma unroll
-        for (int i = 0; i < kWarpRows; i += kRows) {
-            const bool inside = row0 + row + i < w.rows && from < w.words;
-            copy_async<kBytes>(staged + plane * kPlaneWords + staged_at(row + i, word),
-                               inside ? data + first + static_cast<int64_t>(i) * w.words : data, inside);
-        }
-    }
-}
-
-template <int kGroups>
-__device__ __forceinline__ void stage_chunk(const GemvJob& job, int row0, int chunk, uint32_t* staged, int lane) {
-    if (job.wide) {
-        stage_pieces<kGroups, 16>(job.w, row0, chunk, staged, lane);
-    } else {
-        stage_pieces<kGroups, 8>(job.w, row0, chunk, staged, lane);
-    }
-}
+// bfloat16 parts of an activation.
+__host__ __device__ constexpr int parts_of(int x_type) { return x_type == ARB_F32 ? 3 : 2; }
 
 // ---- activations: B's fragments
 
@@ -158,6 +98,7 @@ __device__ __forceinline__ void load_second_scales(const Weight& w, const Unit& 
 // Calls put(slot, fragment) for every row of x and part; a fragment is (group 0: pair 0, pair 1; group 1: the same).
 template <int kGroups, typename Put>
 __device__ __forceinline__ void split_activations(const GemvJob& job, int first, int count, const Columns& c, Put put) {
+    const int parts = parts_of(job.x_type);
     for (int row = 0; row < count; ++row) {
         const int64_t line = static_cast<int64_t>(first + row) * job.w.cols;
         float value[kGroups][4];
@@ -167,7 +108,7 @@ __device__ __forceinline__ void split_activations(const GemvJob& job, int first,
 #pragma unroll
             for (int group = 0; group < kGroups; ++group) value[group][i] = x * c.scale[group][i];
         }
-        for (int part = 0; part < job.parts; ++part) {
+        for (int part = 0; part < parts; ++part) {
             uint32_t packed[2][2] = {};
 #pragma unroll
             for (int group = 0; group < kGroups; ++group) {
@@ -180,8 +121,7 @@ __device__ __forceinline__ void split_activations(const GemvJob& job, int first,
                     high -= bits_to_float(bits & 0xffff0000u);
                 }
             }
-            put(row * (job.parts == 3 ? 4 : 2) + part,
-                make_uint4(packed[0][0], packed[0][1], packed[1][0], packed[1][1]));
+            put(row * (parts == 3 ? 4 : 2) + part, make_uint4(packed[0][0], packed[0][1], packed[1][0], packed[1][1]));
         }
     }
 }
@@ -400,11 +340,7 @@ template <int kGroups, int kTiles>
 __device__ __forceinline__ void multiply_second(const Weight& w, const Unit& unit, int64_t stream, int v,
                                                 uint32_t group, const Lane& lane, const uint4* x2,
                                                 Sums<kGroups, kTiles>& sums) {
-    const int64_t bit = stream + unit.seen + v * 32;
-    const auto last = static_cast<uint32_t>(w.second_words - 1), at = static_cast<uint32_t>(bit >> 5);
-    const uint32_t low = w.second[at < last ? at : last];
-    const uint32_t high = w.second[at + 1 < last ? at + 1 : last];
-    const Codes mine = interleave(funnel_right(low, high, static_cast<uint32_t>(bit) % 32), group);
+    const Codes mine = interleave(second_word(w, stream + unit.seen + v * 32), group);
     Codes codes[4];
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
@@ -471,7 +407,7 @@ __device__ __forceinline__ void multiply_unit(const Weight& w, const Unit& unit,
 template <int kTiles>
 __device__ __forceinline__ void write_rows(const GemvJob& job, int row0, int first, int count, const Lane& lane,
                                            const float (&y)[2][kTiles][4]) {
-    const bool three = job.parts == 3;
+    const bool three = parts_of(job.x_type) == 3;
 #pragma unroll
     for (int i = 0; i < 4 * kTiles; ++i) {
         const int tile = i % kTiles, half = i / kTiles / 2, upper = i / kTiles % 2;
@@ -494,7 +430,7 @@ __device__ __forceinline__ void write_rows(const GemvJob& job, int row0, int fir
 
 // Grid: (row tiles, splits of the columns, slices of the batch).
 template <int kGroups, int kTiles, bool kMeans>
-__global__ void __launch_bounds__(kManyWarps * 32) gemv_kernel(const GemvJob job) {
+__global__ void __launch_bounds__(kManyWarps * 32) bf16_gemv_kernel(const GemvJob job) {
     ARB_SHARED(memory);
     const Weight& w = job.w;
     const int warp = static_cast<int>(threadIdx.x / 32);
@@ -504,8 +440,6 @@ __global__ void __launch_bounds__(kManyWarps * 32) gemv_kernel(const GemvJob job
     const int row0 = (static_cast<int>(blockIdx.x) * warps + warp) * kWarpRows;
     const int first = static_cast<int>(blockIdx.z) * job.slice;
     const int count = minimum(job.slice, job.batch - first);
-    const int chunks = (w.cols + kChunk - 1) / kChunk;
-    const int splits = static_cast<int>(gridDim.y);
     constexpr int kStageWords = kGroups * kPlaneWords;
 
     Unit* units = reinterpret_cast<Unit*>(memory);
@@ -514,8 +448,8 @@ __global__ void __launch_bounds__(kManyWarps * 32) gemv_kernel(const GemvJob job
     uint4* planes = w.has_second ? x2 + kUnits * kFragments2<kTiles> : x2;
     uint32_t* staged = reinterpret_cast<uint32_t*>(planes) + warp * job.stages * kStageWords;
 
-    int chunk = static_cast<int>(blockIdx.y);
-    stage_chunk<kGroups>(job, row0, chunk, staged, lane.id);
+    Range left = range_of_split(w, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y));
+    stage_chunk<kGroups>(job, row0, left, staged, lane.id);
     commit_copies();
     int rows[4];
     int64_t lines[4];  // where a row's scales begin
@@ -528,18 +462,17 @@ __global__ void __launch_bounds__(kManyWarps * 32) gemv_kernel(const GemvJob job
     const int64_t stream = static_cast<int64_t>(minimum(row0 + lane.id, w.rows - 1)) * total;
     float y[2][kTiles][4] = {};
 #pragma unroll 1
-    for (int turn = 0; chunk < chunks; chunk += splits, turn ^= 1) {
-        if (chunk + splits < chunks) {
-            stage_chunk<kGroups>(job, row0, chunk + splits, staged + (turn ^ 1) * kStageWords, lane.id);
+    for (int turn = 0; left.first < left.end; left.first += kUnits, turn ^= 1) {
+        const Range next = {left.first + kUnits, left.end};
+        if (next.first < next.end) {
+            stage_chunk<kGroups>(job, row0, next, staged + (turn ^ 1) * kStageWords, lane.id);
         }
         commit_copies();
+        const int before = seen_before(w, left.first);
         for (int task = warp; task < (w.has_second ? 2 : 1) * kUnits; task += warps) {
-            const int u = task % kUnits, begin = (chunk * kUnits + u) * kUnit;
-            if (begin >= w.cols) continue;
-            Unit unit = {begin, begin / w.block_size, 0, 0};
-            const int inside = begin - unit.block * w.block_size;
-            unit.salient = maximum(0, minimum(salient_count(w, unit.block) - inside, kUnit));
-            if (w.has_second) unit.seen = salient_between(w, 0, unit.block) + inside;
+            const int u = task % kUnits;
+            if (left.first + u >= left.end) continue;
+            const Unit unit = unit_at(w, left.first + u, left.first, before);
             if (task < kUnits) {
                 if (lane.id == 0) units[u] = unit;
                 prepare<kGroups, kTiles>(job, unit, first, count, x + u * kFragments<kTiles>, lane.id);
@@ -550,7 +483,7 @@ __global__ void __launch_bounds__(kManyWarps * 32) gemv_kernel(const GemvJob job
         wait_copies<1>();
         sync_block();
 #pragma unroll 1
-        for (int u = 0; u < kUnits && (chunk * kUnits + u) * kUnit < w.cols; ++u) {
+        for (int u = 0; u < kUnits && left.first + u < left.end; ++u) {
             const Unit unit = units[u];
             multiply_unit<kGroups, kTiles, kMeans>(w, unit, rows, lines, stream, lane, staged + turn * kStageWords,
                                                    u * 4, x + u * kFragments<kTiles>, x2 + u * kFragments2<kTiles>, y);
@@ -558,16 +491,6 @@ __global__ void __launch_bounds__(kManyWarps * 32) gemv_kernel(const GemvJob job
         sync_block();
     }
     write_rows<kTiles>(job, row0, first, count, lane, y);
-}
-
-// y = sum over splits of partial [splits, count], in order.
-__global__ void __launch_bounds__(256)
-    finish_kernel(const float* partial, int splits, int64_t count, void* y, int y_type) {
-    const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at >= count) return;
-    float sum = 0.0f;
-    for (int split = 0; split < splits; ++split) sum += partial[split * count + at];
-    store_value(y, y_type, at, sum);
 }
 
 }  // namespace arb::cuda
