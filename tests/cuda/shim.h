@@ -311,7 +311,9 @@ const char* launch(void (*)(Parameters...), dim3 grid, int threads, int shared_b
 template <typename... Parameters, typename... Arguments>
 const char* launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void*,
                    Arguments... arguments) {
-    if (threads % 32 || threads > 1024 || shared_bytes > Device().shared_memory || grid.y > 65535 || grid.z > 65535) {
+    Device device;
+    ask_device(device);
+    if (threads % 32 || threads > 1024 || shared_bytes > device.shared_memory || grid.y > 65535 || grid.z > 65535) {
         return "invalid configuration argument";
     }
     std::unique_ptr<shim::Block> current;

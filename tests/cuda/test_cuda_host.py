@@ -163,12 +163,20 @@ def test_splits_and_warps_change_nothing_but_rounding(program: Path) -> None:
             check(*given, run(program, [given], SHIM_PROCESSORS=processors, SHIM_MAJOR=major)[0])
 
 
+# A device on which a block of threads takes more than one chunk: nothing else is to be kept busy, and memory is there.
+ONE_BLOCK = {"SHIM_PROCESSORS": "0", "SHIM_SHARED_MEMORY": str(227 << 10)}
+
+
+def test_more_than_one_chunk(recorder: Path) -> None:
+    launch = launch_of(recorder, 130, 1152, processors=0, shared_memory=227 << 10)
+    assert 1152 / 128 / launch.grid[1] > 4
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("batch", "dtype"), [(4, torch.float16), (2, torch.float32)])
 def test_one_block_of_threads_for_all_columns(batch: int, dtype: torch.dtype, kernel: str, program: Path) -> None:
-    """Two stages; the shim refuses more than 99 KB of shared memory, as some devices do."""
     case = rows_for(kernel, (random_packed(130, 1152, salient=0.1), torch.randn(batch, 1152).to(dtype)))
-    check(*case, run(program, [case], SHIM_PROCESSORS="0", SHIM_MAJOR=KERNELS[kernel])[0])
+    check(*case, run(program, [case], **ONE_BLOCK, SHIM_MAJOR=KERNELS[kernel])[0])
 
 
 # processors, bytes of shared memory that a block of threads may have

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import random_packed
 from host import SOURCE, Answer, compile_host, run
-from test_cuda_host import KERNELS, check, make_case, whole_numbers
+from test_cuda_host import KERNELS, ONE_BLOCK, check, make_case, whole_numbers
 from torch import Tensor
 
 from arbllm_kernels.packed import PackedWeight
@@ -79,7 +79,7 @@ def cases() -> list[tuple[PackedWeight, Tensor]]:
     """Several chunks in one block of threads, a second plane that ends with its last word, and few salient
     columns; whole numbers, which must come out exact."""
     return [
-        (random_packed(130, 640, seed=1), torch.randn(1, 640)),
+        (random_packed(130, 1152, seed=1), torch.randn(1, 1152)),
         (random_packed(16, 128, salient=0.5), torch.randn(1, 128).half()),
         (random_packed(40, 256, salient=0.1), torch.randn(1, 256).half()),
         whole_numbers(5, 300, 1, torch.float32),
@@ -88,8 +88,7 @@ def cases() -> list[tuple[PackedWeight, Tensor]]:
 
 
 def run_cases(program: Path, major: str) -> list[Answer]:
-    # Where nothing is to be kept busy, one block of threads takes all columns.
-    return run(program, cases(), SHIM_PROCESSORS="0", SHIM_MAJOR=major)
+    return run(program, cases(), **ONE_BLOCK, SHIM_MAJOR=major)
 
 
 def build(folder: Path, flags: Sequence[str], change: tuple[str, str, str] | None = None) -> Path:
