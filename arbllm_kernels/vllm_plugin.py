@@ -105,7 +105,8 @@ class ARBLinearMethod(LinearMethodBase):  # type: ignore[misc]
                 f"x {self.layouts[0].cols}; tensor parallelism is not supported"
             )
         for part in (*PARTS, GUARD_PART):
-            parameter = nn.Parameter(torch.empty(0), requires_grad=False)
+            dtype = torch.int32 if part in PLANES else torch.float16  # vLLM warns of every tensor of another one
+            parameter = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
             stored: dict[int, Tensor] = {}
             parameter.stored = stored  # type: ignore[attr-defined]
             parameter.weight_loader = _take  # type: ignore[attr-defined]
