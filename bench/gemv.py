@@ -1,4 +1,4 @@
-"""Packed weights against torch F.linear in float32 and bfloat16: one command, one table.
+"""Packed weights of every preset against torch F.linear in float32 and bfloat16: one command, one table.
 
     python bench/gemv.py [--shapes 4096x4096 576x576] [--batch 1 4] [--threads 1 2] [--json out.json]
     python bench/gemv.py --llama-bench PATH --gguf TQ2_0.gguf Q2_K.gguf    rows of llama.cpp beside it
@@ -9,6 +9,9 @@ Every result is checked against float64 first; no time is printed when the check
 of so many separate weights that together they exceed the last-level cache. Contenders take turns within a round, so
 that a busy machine slows all of them alike; so does the probe of read bandwidth. Times are medians, with the distance
 from the first to the third quartile. Ratios are of medians of the same run.
+
+OMP_WAIT_POLICY is set to passive: otherwise the threads of torch's products spin for milliseconds after each and take
+the processors from the contender that comes next.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +41,12 @@ from arbllm_kernels import native, ops
 from arbllm_kernels.linear import ARBLinear, linear
 from arbllm_kernels.packed import PackedWeight
 
-SALIENT = 0.08  # share of salient columns; about what the partition search picks
+# Layouts as the presets make them, with the share of salient columns that gives their bits per weight.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"salient": 0.08},
+    "compact": {"block_size": 2048, "salient": 0.27, "shared": True, "coded": True},
+    "best": {"block_size": 2048, "salient": 0.87, "shared": True, "coded": True},
+}
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576")
 TOLERANCE = {"exact": 1e-5, "int8": 0.013}  # of the norm of the product
 
@@ -55,6 +66,12 @@ class Row:
     share: float
     fp32: float
     bf16: float
+
+
+def last_level_cache_mb() -> int:
+    """Of the first processor, in MiB as the kernel tells it; 64 where it does not."""
+    sizes = [p.read_text().strip() for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max([int(size.removesuffix("K")) // 1024 for size in sizes if size.endswith("K")], default=64)
 
 
 def copies_of(pw: PackedWeight, cache_mb: int) -> list[PackedWeight]:
@@ -88,9 +105,15 @@ def timed(contenders: dict[str, Callable[[int], object]], rounds: int) -> dict[s
 
 
 def packed_call(weights: list[PackedWeight], x: torch.Tensor, activations: str) -> Callable[[int], object]:
+    # The two ways take turns with the same weights, half the list apart: what one has just read is not cold.
+    offset = native.ACTIVATIONS.index(activations) * (len(weights) // 2)
+    native.set_activations(activations)
+    for pw in weights:
+        linear(x[:1], pw)  # plans are made at the first call
+
     def call(i: int) -> object:
         native.set_activations(activations)
-        return linear(x, weights[i % len(weights)])
+        return linear(x, weights[(i + offset) % len(weights)])
 
     return call
 
@@ -98,17 +121,18 @@ def packed_call(weights: list[PackedWeight], x: torch.Tensor, activations: str) 
 def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cache_mb: int) -> list[Row]:
     """All rows of one shape."""
     rows, cols = (int(part) for part in shape.split("x"))
-    first = random_packed(rows, cols, salient=SALIENT)
-    second = random_packed(rows, cols, salient=SALIENT, shared=True, coded=True)
-    for pw in (first, second):
+    weights: dict[str, list[PackedWeight]] = {}
+    for name, options in PRESETS.items():
+        pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
-    weights = {"v1": copies_of(first, cache_mb), "v2": copies_of(second, cache_mb)}
+        weights[name] = copies_of(pw, cache_mb)
     count = cache_mb * 2**20 // (4 * rows * cols) + 2
     dense = [torch.randn(rows, cols) for _ in range(count)]
     half = [torch.randn(rows, cols).bfloat16() for _ in range(2 * count)]
     probe = torch.ones(cache_mb * 2**18)  # written, lest all of it be one page of zeros
-    bits = {"torch fp32": 32.0, "torch bf16": 16.0, **{f"exact {v}": weights[v][0].bits_per_weight for v in weights}}
-    bits |= {f"int8 {v}": weights[v][0].bits_per_weight for v in weights}
+    bits = {"torch fp32": 32.0, "torch bf16": 16.0}
+    for name, copies in weights.items():
+        bits |= {f"{name}, {way}": copies[0].bits_per_weight for way in native.ACTIVATIONS}
     found = []
     for number in threads:
         torch.set_num_threads(number)
@@ -120,10 +144,10 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
                 "torch bf16": lambda i, x=x16: F.linear(x, half[i % len(half)]),
                 "probe": lambda i: probe.sum(),
             }
-            for version, list_ in weights.items():
-                contenders[f"exact {version}"] = packed_call(list_, x, "exact")
-                if batch < ops.DENSE_BATCH:
-                    contenders[f"int8 {version}"] = packed_call(list_, x, "int8")
+            for name, copies in weights.items():
+                contenders[f"{name}, exact"] = packed_call(copies, x, "exact")
+                if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])))[1]:
+                    contenders[f"{name}, int8"] = packed_call(copies, x, "int8")
             with torch.no_grad():
                 times = timed(contenders, rounds if batch < ops.DENSE_BATCH else max(3, rounds // 5))
             medians = {name: statistics.median(t) for name, t in times.items()}
@@ -181,29 +205,31 @@ def our_tokens(found: list[Row], layers: int) -> list[dict[str, object]]:
 
 
 def threshold(rows: int, cols: int, threads: list[int], rounds: int) -> None:
-    """Times of both ways of `arb::linear`, to choose ops.DENSE_BATCH."""
-    pw = random_packed(rows, cols, salient=SALIENT)
-    check(pw, torch.randn(2, cols))
-    args, chosen = ops.packed_args(pw), ops.DENSE_BATCH
-    print("| threads | batch | packed ms | dequantize + mm ms |\n|---|---|---|---|")
-    for count in threads:
-        torch.set_num_threads(count)
-        for batch in (1, 4, 8, 12, 16, 24, 32):
-            x = torch.randn(batch, cols)
+    """Times of both ways of `arb::linear`, exact, to choose ops.DENSE_BATCH and ops.LINE_DENSE_BATCH."""
+    chosen = ops.dense_batches
+    print("| preset | threads | batch | packed ms | dequantize + mm ms |\n|---|---|---|---|---|")
+    for name, options in PRESETS.items():
+        pw = random_packed(rows, cols, **options)
+        check(pw, torch.randn(2, cols))
+        args = ops.packed_args(pw)
+        for count in threads:
+            torch.set_num_threads(count)
+            for batch in (8, 16, 24, 32, 48, 64):
+                x = torch.randn(batch, cols)
 
-            def call(dense_batch: int, x: torch.Tensor = x) -> torch.Tensor:
-                ops.DENSE_BATCH = dense_batch
-                return torch.ops.arb.linear(x, *args)
+                def call(limit: int, x: torch.Tensor = x, args: ops.PackedArgs = args) -> torch.Tensor:
+                    ops.dense_batches = lambda packed: (limit, limit)
+                    return torch.ops.arb.linear(x, *args)
 
-            times = timed({"packed": lambda i: call(1 << 30), "dense": lambda i: call(0)}, rounds)
-            packed, dense = (statistics.median(times[name]) * 1e3 for name in ("packed", "dense"))
-            print(f"| {count} | {batch} | {packed:.2f} | {dense:.2f} |")
-    ops.DENSE_BATCH = chosen
+                times = timed({"packed": lambda i: call(ops.NEVER), "dense": lambda i: call(0)}, rounds)
+                packed, dense = (statistics.median(times[way]) * 1e3 for way in ("packed", "dense"))
+                print(f"| {name} | {count} | {batch} | {packed:.2f} | {dense:.2f} |")
+    ops.dense_batches = chosen
 
 
 def overhead(rounds: int) -> None:
     """What a call costs beyond its kernel where the arithmetic is small."""
-    pw = random_packed(576, 576, salient=SALIENT, shared=True, coded=True)
+    pw = random_packed(576, 576, **PRESETS["best"])
     check(pw, torch.randn(2, 576))
     layer, dense, x = ARBLinear(pw), torch.nn.Linear(576, 576, bias=False), torch.randn(1, 576)
     tiny, one, y = ARBLinear(random_packed(1, 1, 1)), torch.randn(1, 1), torch.empty(1, 576)
@@ -237,7 +263,9 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 512])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--cache-mb", type=int, default=64, help="rotate more bytes than this")
+    parser.add_argument(
+        "--cache-mb", type=int, default=last_level_cache_mb(), help="rotate more bytes than this (default: the cache)"
+    )
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", type=Path, help="write the rows here too")
     parser.add_argument("--llama-bench", type=Path, help="llama.cpp's llama-bench")
