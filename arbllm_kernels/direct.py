@@ -31,7 +31,7 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
         if args[0].device.type != "cpu":
             return None, None
         packed = view(args)
-        bound = extension.Bound(tuple(args[:-1]), packed, dense_batches(packed))
+        bound = extension.Bound(tuple(args[:-1]), packed, dense_batches(packed, args[-1][1]))
         y = bound.product(x, args, int8, threads)
     if int8 and not bound.covers_int8:
         warnings.warn(NOT_COVERED, stacklevel=4)

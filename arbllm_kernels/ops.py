@@ -19,8 +19,10 @@ from .native import activations, extension
 from .packed import Layout, PackedWeight
 
 # From this many rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernel, whose work grows with
-# every row (bench/gemv.py --threshold measures it). By lookup and by word; by line, exact; by line, int8: never.
-DENSE_BATCH, LINE_DENSE_BATCH, NEVER = 16, 48, 1 << 62
+# every row (bench/gemv.py --threshold measures it): kernels by lookup and by word; by line, exact; by line with int8
+# activations where W is narrow. Where it is not, these beat BLAS for any number of rows.
+DENSE_BATCH, LINE_DENSE_BATCH, NARROW_DENSE_BATCH, NEVER = 16, 32, 96, 1 << 62
+NARROW = 2048
 TILE_WEIGHTS = 1 << 21  # weights per dequantized tile: 8 MB of float32, which stay in the last-level cache
 
 PACKED_SCHEMA = (
@@ -97,9 +99,11 @@ def native_weight(args: PackedArgs) -> Any:
     return extension.Weight(view(args))
 
 
-def dense_batches(packed: Any) -> tuple[int, int]:
-    """From how many rows of x on a native view is dequantized: exact, and with int8 activations."""
-    return (LINE_DENSE_BATCH, NEVER) if packed.covers_line else (DENSE_BATCH, DENSE_BATCH)
+def dense_batches(packed: Any, cols: int) -> tuple[int, int]:
+    """From how many rows of x on a native view of so many columns is dequantized: exact, and with int8 activations."""
+    if not packed.covers_line:
+        return DENSE_BATCH, DENSE_BATCH
+    return LINE_DENSE_BATCH, NARROW_DENSE_BATCH if cols < NARROW else NEVER
 
 
 def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
@@ -144,7 +148,7 @@ def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
     y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32)
     packed, threads = view(args), torch.get_num_threads()
-    if flat.shape[0] < dense_batches(packed)[activations() == "int8"]:
+    if flat.shape[0] < dense_batches(packed, cols)[activations() == "int8"]:
         multiply(extension.Weight(packed), flat, y, flat.shape[0])
     else:
         # Tiles are dequantized in storage order, which needs no scatter; the columns of x are permuted once instead.

@@ -146,7 +146,7 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
             }
             for name, copies in weights.items():
                 contenders[f"{name}, exact"] = packed_call(copies, x, "exact")
-                if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])))[1]:
+                if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])), cols)[1]:
                     contenders[f"{name}, int8"] = packed_call(copies, x, "int8")
             with torch.no_grad():
                 times = timed(contenders, rounds if batch < ops.DENSE_BATCH else max(3, rounds // 5))
@@ -218,7 +218,7 @@ def threshold(rows: int, cols: int, threads: list[int], rounds: int) -> None:
                 x = torch.randn(batch, cols)
 
                 def call(limit: int, x: torch.Tensor = x, args: ops.PackedArgs = args) -> torch.Tensor:
-                    ops.dense_batches = lambda packed: (limit, limit)
+                    ops.dense_batches = lambda packed, cols: (limit, limit)
                     return torch.ops.arb.linear(x, *args)
 
                 times = timed({"packed": lambda i: call(ops.NEVER), "dense": lambda i: call(0)}, rounds)

@@ -42,6 +42,10 @@ inline Floats load_bytes(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
+inline Floats load_at(const float* p, const int32_t* index) {
+    return _mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
+}
+
 inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 inline Floats magnitude(Floats v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
 

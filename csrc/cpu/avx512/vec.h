@@ -40,6 +40,10 @@ inline Floats load_bytes(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
+inline Floats load_at(const float* p, const int32_t* index) {
+    return _mm512_i32gather_ps(_mm512_loadu_si512(index), p, 4);
+}
+
 inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats magnitude(Floats v) { return _mm512_abs_ps(v); }
 

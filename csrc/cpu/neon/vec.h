@@ -42,6 +42,11 @@ inline Floats load_bytes(const int8_t* p) {
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
 
+inline Floats load_at(const float* p, const int32_t* index) {
+    const float lanes[4] = {p[index[0]], p[index[1]], p[index[2]], p[index[3]]};
+    return vld1q_f32(lanes);
+}
+
 inline Floats larger(Floats a, Floats b) { return vmaxq_f32(a, b); }
 inline Floats magnitude(Floats v) { return vabsq_f32(v); }
 

@@ -41,6 +41,8 @@ inline Floats load_halves(const unsigned char* p) {
 
 inline Floats load_bytes(const int8_t* p) { return static_cast<float>(*p); }
 
+inline Floats load_at(const float* p, const int32_t* index) { return p[*index]; }
+
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats magnitude(Floats v) { return v < 0.0f ? -v : v; }
 
