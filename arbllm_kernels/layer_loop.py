@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from .capture import Captured, capture
 from .config import QuantConfig
 from .errors import InputError
 from .hessian_hooks import HessianCollector, SharedInput
-from .methods import corrected, hessian_factor, solve
+from .methods import Factor, corrected, hessian_factor, solve_all, solved_together, solves_together
 from .models import layer_linears
 from .ops import DEQUANTIZE, packed_args
 from .packed import PackedWeight
@@ -125,24 +126,45 @@ def _quantize_layer(
     seconds, prefix = report.seconds, f"{store.name}.{index}"
     packed: dict[str, PackedWeight] = {}
     records: dict[str, LinearRecord] = {}
-    for shared in _inputs(layer, index, captured, dense, cfg, linears, seconds):
-        with _timed(seconds, "factor"), _naming(f"{prefix}.{shared.names[0]}"):
-            factor = hessian_factor(shared.H, cfg.damp, ordered=cfg.has_levels)
-        S = shared.H / 2 if cfg.method == "arb-x" else None
-        for name in shared.names:
-            full = f"{prefix}.{name}"
-            weight = linears[name].weight.data
-            start = time.perf_counter()
-            target = weight if shared.drift is None else corrected(weight, factor, shared.drift, cfg.correction)
-            with _naming(full):
-                packed[name], loss = solve(target, factor, cfg, S)
+    for inputs in _inputs(layer, index, captured, dense, cfg, linears, seconds):
+        jobs: list[_Job] = []
+        for shared in inputs:
+            with _timed(seconds, "factor"), _naming(f"{prefix}.{shared.names[0]}"):
+                factor = hessian_factor(shared.H, cfg.damp, ordered=cfg.has_levels)
+            S = shared.H / 2 if cfg.method == "arb-x" else None
+            jobs += [_Job(name, shared, factor, S) for name in shared.names]
+        for group in solved_together([linears[job.name].weight for job in jobs], cfg):
+            some, start = [jobs[i] for i in group], time.perf_counter()
+            names = [f"{prefix}.{job.name}" for job in some]
+            targets = [_target(linears[job.name].weight.data, job, cfg) for job in some]
+            with _naming(", ".join(names)):
+                found = solve_all(targets, [job.factor for job in some], cfg, [job.S for job in some])
             elapsed = time.perf_counter() - start
             seconds.solve += elapsed
-            records[name] = _record(full, weight, packed[name], shared, loss, elapsed)
-            if cfg.sequential:
-                linears[name].weight.data = _dense(packed[name])
-            report.advance(weight.numel(), f"{cfg.label} {full}")
+            for full, job, (weight, loss) in zip(names, some, found, strict=True):
+                linear, packed[job.name] = linears[job.name], weight
+                part = elapsed / len(some)
+                records[job.name] = _record(full, linear.weight.data, weight, job.shared, loss, part)
+                if cfg.sequential:
+                    linear.weight.data = _dense(weight)
+                report.advance(linear.weight.numel(), f"{cfg.label} {full}")
     return {name: packed[name] for name in linears}, [records[name] for name in linears]
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One linear of the layer and what its solver needs."""
+
+    name: str
+    shared: SharedInput
+    factor: Factor
+    S: Tensor | None
+
+
+def _target(weight: Tensor, job: _Job, cfg: QuantConfig) -> Tensor:
+    if job.shared.drift is None:
+        return weight
+    return corrected(weight, job.factor, job.shared.drift, cfg.correction)
 
 
 def _inputs(
@@ -153,8 +175,12 @@ def _inputs(
     cfg: QuantConfig,
     linears: dict[str, nn.Linear],
     seconds: Seconds,
-) -> Iterator[SharedInput]:
-    """The Hessians of a layer one by one, so that each can be freed; in stages if the config says so."""
+) -> Iterator[list[SharedInput]]:
+    """The Hessians of a layer: one by one, so that each can be freed, or all, where their linears are solved together.
+
+    In stages if the config says so.
+    """
+    together = solves_together(next(iter(linears.values())).weight.device, cfg) if linears else False
     parts = [linears]
     if cfg.sequential:
         with _timed(seconds, "forward"):
@@ -167,8 +193,11 @@ def _inputs(
         seconds.hessian += collector.seconds
         seconds.forward += time.perf_counter() - start - collector.seconds
         inputs = collector.shared_inputs()
+        if together:
+            yield inputs
+            inputs = []
         while inputs:
-            yield inputs.pop(0)
+            yield [inputs.pop(0)]
 
 
 def _advance(layer: nn.Module, index: int, captured: Captured) -> None:

@@ -1,25 +1,30 @@
 """Compiles every Triton kernel in its default configuration for GPUs that need not be there, and reads the result.
 
     python bench/aot.py            compile for sm_80, 90, 100 and 120; write bench/aot.json and docs/gpu-compiled.md
-    python bench/aot.py --check    compile for sm_90; an error where anything is worse than in bench/aot.json
+    python bench/aot.py --check    an error where the table is not of these sources, or worse
 
 The host functions of arbllm_kernels/triton_kernels run on small CPU tensors of LLaMA-like shapes with a recorder in
 place of the launcher, so what is compiled is what they would start: the same constants, types and divisibility by 16.
-Registers, spills and shared memory are read with cuobjdump from Triton's wheel. The main loop is the longest stretch of
-SASS that ends in a branch back to its beginning; "instructions per weight" are its instructions times the threads of a
-program over the weights of one tile, both sides of branches included. Nothing is executed.
+Registers, spills and shared memory are read with cuobjdump from Triton's wheel. A loop is a stretch of SASS that ends
+in a branch back to its beginning. The main loop of a solver kernel is the longest, of a product the first that holds no
+other: the columns that are not salient. "per weight" are its instructions times the threads of a program over the
+weights of one tile, both sides of branches included; "all" are the whole kernel's instructions. Nothing is executed.
+
+The table keeps a digest of each kernel's Triton IR, from which all that follows is the compiler's doing. A kernel whose
+IR is the table's need not be compiled again to be checked; a kernel whose IR is another one is, for every target.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +33,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import triton
 from helpers import random_packed
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from arbllm_kernels import QuantConfig
 from arbllm_kernels.ops import packed_args
@@ -45,6 +51,8 @@ from arbllm_kernels.triton_kernels.rounding import rounding_error
 ROOT = Path(__file__).resolve().parent.parent
 TABLE, PAGE = ROOT / "bench" / "aot.json", ROOT / "docs" / "gpu-compiled.md"
 TARGETS = (80, 90, 100, 120)
+COLUMNS = ("kernel", "arch", "threads", "registers", "spills", "shared", "loop", "per_weight", "all", "occupancy")
+LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 TYPES = {
     **{torch.float32: "*fp32", torch.float64: "*fp64", torch.float16: "*fp16", torch.bfloat16: "*bf16"},
     **{torch.int32: "*i32", torch.uint8: "*u8"},
@@ -56,6 +64,8 @@ SM = {
     100: (65536, 64, 32, 228 << 10, 227 << 10),
     120: (65536, 48, 24, 100 << 10, 99 << 10),
 }
+SHORT = 8  # a loop of fewer instructions waits for something
+TILE = 32  # columns at a time of the products
 Launch = tuple[str, Any, tuple[Any, ...], dict[str, Any]]  # name, kernel, arguments, options
 
 
@@ -74,7 +84,7 @@ def recorded() -> Iterator[Launch]:
                     seen.add(key)
                     names = [f"{k.lower()}={options[k]}" for k in ("BY", "ORDER", "NONZERO") if k in options]
                     yield (
-                        " ".join([kernel.__name__, label, *(names if label == "search" else [])]),
+                        " ".join([kernel.__name__, label, *(names if label.startswith("search") else [])]),
                         kernel,
                         args,
                         options,
@@ -88,30 +98,45 @@ def workloads() -> dict[str, Any]:
     S, cfg = torch.ones(1, k, k), QuantConfig()
     fractions = threshold_fractions(cfg, weight.device)
     pw = packed_args(random_packed(n, m, salient=0.08))
+    preset = packed_args(random_packed(n, 2048, 2048, shared=True, coded=True, ordered=True, salient=0.5))
+    means = packed_args(random_packed(n, m, mean=True, col_scale=False, salient=0.08))
+    wide = torch.ones(16, 2048, dtype=torch.float16)
     x = {dtype: torch.ones(64, m, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)}
 
-    def rounding() -> None:
-        scales = refine_arb_rc(weight, zone, 4, 2, 2, 0).rounded(torch.float16)
-        rounding_error(weight, d, zone, scales, 2)
+    def rounding(w: torch.Tensor, z: torch.Tensor) -> None:
+        scales = refine_arb_rc(w, z, 4, 2, 2, 0).rounded(torch.float16)
+        rounding_error(w, w[:, 0], z, scales, 2)
 
     def search() -> None:
         partition(weight, d, cfg, fractions)
         partition(weight, d, cfg, fractions, S)
 
+    w256, z256, S256 = torch.ones(1, n, 256), torch.zeros(1, n, 256, dtype=torch.uint8), torch.ones(1, 256, 256)
+
     return {
+        **{f"preset, batch {b}": lambda b=b: gemv(wide[:b], *preset) for b in (1, 8)},
+        "preset, batch 16": lambda: gemm(wide, *preset),
+        "preset, dense": lambda: dequantize(*preset),
+        "means, batch 1": lambda: gemv(x[torch.float16][:1], *means),
+        "means, batch 16": lambda: gemm(x[torch.float16][:16], *means),
         "arb-rc": lambda: refine_arb_rc(weight, zone, 4, 2, 2, 0),
         "arb": lambda: refine_arb(weight, zone, 4, 2, 2, 1),
         "arb-x": lambda: refine_arb(weight, zone, 4, 2, 2, 1, S),
         "search": search,
-        "fp16 scales": rounding,
+        "fp16 scales": lambda: rounding(weight, zone),
+        "arb-rc 256": lambda: refine_arb_rc(w256, z256, 4, 2, 2, 0),
+        "fp16 scales 256": lambda: rounding(w256, z256),
+        "arb 256": lambda: refine_arb(w256, z256, 4, 2, 2, 1),
+        "arb-x 256": lambda: refine_arb(w256, z256, 4, 2, 2, 1, S256),
+        "search 256": lambda: partition(w256, torch.ones(1, 256), cfg, fractions, S256),
         "dense": lambda: dequantize(*pw),
-        **{f"batch {b}": lambda b=b: gemv(x[torch.float16][:b], *pw) for b in (1, 2, 4, 8)},
+        **{f"batch {b}": lambda b=b: gemv(x[torch.float16][:b], *pw) for b in (1, 8)},
         "batch 16 fp16": lambda: gemm(x[torch.float16][:16], *pw),
         **{f"batch 64 {str(t)[6:]}": lambda t=t: gemm(x[t], *pw) for t in x},
     }
 
 
-def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: int) -> Any:
+def specialised(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> ASTSource:
     """The kernel as Triton's launcher would specialise it for these arguments."""
     given = dict(zip(kernel.arg_names, args, strict=False))
     signature, constants, attributes = {}, {}, {}
@@ -128,9 +153,30 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: 
             aligned = isinstance(value, int) and value % 16 == 0 and special
         if aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
-    launch = {key: options[key] for key in ("num_warps", "num_stages", "enable_fp_fusion")}
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch)
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: int) -> Any:
+    target = GPUTarget("cuda", arch, 32)
+    return triton.compile(specialised(kernel, args, options), target=target, options=launch_options(options))
+
+
+def launch_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in LAUNCH if key in options}
+
+
+def digest(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> str:
+    """Of the kernel's Triton IR, without places in files, and its launch options."""
+    target = GPUTarget("cuda", TARGETS[0], 32)
+    backend, context = make_backend(target), ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    parsed = backend.parse_options(launch_options(options))
+    functions = backend.get_codegen_implementation(parsed)
+    source = specialised(kernel, args, options)
+    text = str(source.make_ir(target, parsed, functions, backend.get_module_map(), context))
+    text = re.sub(r" loc\(.*?\)$|^#loc.*$", "", text, flags=re.MULTILINE)
+    return hashlib.sha256((text + str(sorted(launch_options(options).items()))).encode()).hexdigest()[:16]
 
 
 def figures(name: str, built: Any, options: dict[str, Any], arch: int) -> dict[str, Any]:
@@ -140,7 +186,8 @@ def figures(name: str, built: Any, options: dict[str, Any], arch: int) -> dict[s
     sass = _tool("nvdisasm", "-c", built.asm["cubin"])
     spills = len(re.findall(r"\b(?:STL|LDL)\b", sass))
     threads = 32 * options["num_warps"]
-    loop = _main_loop(sass)
+    loop, everything = _loops(sass, "COLS" not in options)
+    tile = options.get("ROWS", 0) * options.get("COLS", TILE)
     return {
         "kernel": name,
         "arch": arch,
@@ -149,8 +196,9 @@ def figures(name: str, built: Any, options: dict[str, Any], arch: int) -> dict[s
         "spills": spills,
         "stack": stack,
         "shared": built.metadata.shared,
+        "all": everything,
         "loop": loop,
-        "per_weight": round(loop * threads / (options["ROWS"] * options["COLS"]), 1) if "ROWS" in options else None,
+        "per_weight": round(loop * threads / tile, 1) if tile else None,
         "occupancy": round(_occupancy(registers, built.metadata.shared, options["num_warps"], arch), 2),
     }
 
@@ -163,8 +211,8 @@ def _tool(tool: str, flag: str, cubin: bytes) -> str:
         return subprocess.run([path, flag, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def _main_loop(sass: str) -> int:
-    """Instructions of the longest stretch that branches back to its beginning; all of them where there is no loop."""
+def _loops(sass: str, product: bool) -> tuple[int, int]:
+    """(instructions of the main loop, or all where there is none; all instructions)."""
     position, labels, loops, count = 0, {}, [], 0
     for line in sass.splitlines():
         label = re.match(r"\s*(\.L_x?_?\d+):", line)
@@ -173,9 +221,11 @@ def _main_loop(sass: str) -> int:
         elif re.search(r"/\*[0-9a-f]{4,}\*/\s+\S", line):
             position, count = position + 1, count + ("NOP" not in line)
             target = re.search(r"BRA\S*\s.*?`\((\.L_x?_?\d+)\)", line)
-            if target and target[1] in labels and position - labels[target[1]] > 1:
-                loops.append(position - labels[target[1]])
-    return max(loops, default=count)
+            if target and target[1] in labels and position - labels[target[1]] > SHORT:
+                loops.append((labels[target[1]], position))
+    inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
+    lengths = [b - a for a, b in (inner if product else loops)]
+    return (lengths[0] if product and lengths else max(lengths, default=count)), count
 
 
 def _occupancy(registers: int, shared: int, warps: int, arch: int) -> float:
@@ -195,20 +245,25 @@ def problems(row: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
         return [*found, f"{name}: not in {TABLE.name}; run bench/aot.py"]
     if row["occupancy"] < before["occupancy"]:
         found.append(f"{name}: occupancy {before['occupancy']} -> {row['occupancy']}")
-    for key in ("registers", "shared", "loop"):
+    for key in ("registers", "shared", "loop", "all"):
         if row[key] > before[key] * 1.02:
             found.append(f"{name}: {key} {before[key]} -> {row[key]}")
     return found
 
 
-def compare(arch: int, only: tuple[str, ...] | None = None) -> list[str]:
-    """Problems of the kernels (`only` those named) as compiled now, against the table."""
-    table = {(r["kernel"], r["arch"]): r for r in json.loads(TABLE.read_text())["rows"]}
+def compare(always: Sequence[tuple[str, int]] = ()) -> list[str]:
+    """Problems of the kernels as they are now, against the table; `always` are compiled even if nothing changed."""
+    saved = json.loads(TABLE.read_text())
+    table = {(r["kernel"], r["arch"]): r for r in saved["rows"]}
     found = []
     for name, kernel, args, options in recorded():
-        if only is None or name in only:
-            row = figures(name, compiled(kernel, args, options, arch), options, arch)
-            found += problems(row, table.get((name, arch)))
+        changed = saved["digests"].get(name) != digest(kernel, args, options)
+        if changed:
+            found.append(f"{name}: the table is of other sources; run bench/aot.py")
+        for arch in TARGETS:
+            if changed or (name, arch) in always:
+                row = figures(name, compiled(kernel, args, options, arch), options, arch)
+                found += problems(row, table.get((name, arch)))
     return found
 
 
@@ -219,11 +274,11 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         f"Written by `python bench/aot.py` with Triton {version}: compiled, never executed on a GPU. What the columns",
         "mean is said there; occupancy is computed from registers and shared memory. No kernel spills.",
         "",
-        "| kernel | sm | threads | registers | shared | loop, SASS | per weight | occupancy |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kernel | sm | threads | registers | spills | shared | loop, SASS | per weight | all | occupancy |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        cells = [r[c] for c in ("kernel", "arch", "threads", "registers", "shared", "loop", "per_weight", "occupancy")]
+        cells = [r[c] for c in COLUMNS]
         lines.append("| " + " | ".join("" if c is None else str(c) for c in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -234,17 +289,19 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled")
     if parser.parse_args().check:
-        found = compare(90)
+        found = compare()
         raise SystemExit("\n".join(found) if found else 0)
-    rows, found = [], []
+    rows, found, digests = [], [], {}
     for name, kernel, args, options in recorded():
+        digests[name] = digest(kernel, args, options)
         for arch in TARGETS:
             rows.append(figures(name, compiled(kernel, args, options, arch), options, arch))
             found += problems(rows[-1], rows[-1])
             print(rows[-1], flush=True)
     if found:
         raise SystemExit("\n".join(found))
-    TABLE.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    saved = {"triton": triton.__version__, "digests": digests, "rows": rows}
+    TABLE.write_text(json.dumps(saved, indent=1) + "\n")
     PAGE.write_text(page(rows, triton.__version__))
 
 

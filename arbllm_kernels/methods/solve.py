@@ -7,7 +7,7 @@ rounded to their storage type.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,6 @@ def quantize_weight(
     return solve(W, factor, cfg, H / 2 if S is None else S, backend=backend)[0]
 
 
-@torch.no_grad()
 def solve(
     W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None = None, *, backend: str = "auto"
 ) -> tuple[PackedWeight, float]:
@@ -83,25 +82,58 @@ def solve(
     S (undamped, float [m, m]) is required by ARB-X and ignored by the others. Autocast is off inside: every step
     counts on the dtype it asks for.
     """
-    _check_matrix("W", W)
-    with torch.autocast(W.device.type, enabled=False):
-        return _solve(W, factor, cfg, S, backend)
+    return solve_all([W], [factor], cfg, [S], backend=backend)[0]
 
 
-def _solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None, backend: str) -> tuple[PackedWeight, float]:
-    n, m = W.shape
+@torch.no_grad()
+def solve_all(
+    weights: Sequence[Tensor],
+    factors: Sequence[Factor],
+    cfg: QuantConfig,
+    S: Sequence[Tensor | None],
+    *,
+    backend: str = "auto",
+) -> list[tuple[PackedWeight, float]]:
+    """`solve` for matrices of one shape on one device, each with its factor and S; on a GPU in the same launches."""
+    for W, factor, moment in zip(weights, factors, S, strict=True):
+        _check_matrix("W", W)
+        _check_inputs(W, factor, cfg, moment)
+    if cfg.has_levels and backend == "triton":
+        raise InputError("method 'arb-levels' has no Triton solver: use backend='torch' on this device")
+    device, block = weights[0].device, min(cfg.block_size, weights[0].shape[1])
+    with torch.autocast(device.type, enabled=False):
+        if backend in BACKENDS and not cfg.has_levels and solver_is_triton(backend, device, block):
+            from ..triton_kernels.solve import solve_batch  # here, because it imports this folder, and Triton
+
+            return solve_batch(weights, factors, cfg, [s for s in S if s is not None])
+        return [_solve(W, f, cfg, s, backend) for W, f, s in zip(weights, factors, S, strict=True)]
+
+
+def solves_together(device: torch.device, cfg: QuantConfig) -> bool:
+    """Whether `solve_all` gains from more than one matrix: where their steps share launches."""
+    return not cfg.has_levels and solver_is_triton("auto", device, cfg.block_size)
+
+
+def solved_together(weights: Sequence[Tensor], cfg: QuantConfig) -> list[list[int]]:
+    """Which of these matrices to give to `solve_all` together, as positions: those of one shape, or each alone."""
+    groups: dict[object, list[int]] = {}
+    for i, W in enumerate(weights):
+        groups.setdefault(W.shape if solves_together(W.device, cfg) else i, []).append(i)
+    return list(groups.values())
+
+
+def _check_inputs(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None) -> None:
+    m = W.shape[1]
     if len(factor.U) != m:
         raise InputError(f"W {list(W.shape)} has {m} inputs but the Hessian is {len(factor.U)} x {len(factor.U)}")
     if cfg.method == "arb-x":
         if S is None:
             raise InputError("ARB-X needs S, the mean over sequences of X^T X")
         _check_square("S", S, m)
-    if cfg.has_levels and backend == "triton":
-        raise InputError("method 'arb-levels' has no Triton solver: use backend='torch' on this device")
-    if backend in BACKENDS and not cfg.has_levels and solver_is_triton(backend, W.device, min(cfg.block_size, m)):
-        from ..triton_kernels.solve import solve_batch  # here, because it imports this folder, and Triton
 
-        return solve_batch([W], [factor], cfg, None if S is None else [S])[0]
+
+def _solve(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None, backend: str) -> tuple[PackedWeight, float]:
+    n, m = W.shape
     worker = _backend(backend, W.device)
     exponent = scale_exponent(float(W.abs().max()))
     work = W.float() * 2.0**-exponent  # powers of two: exact, and every epsilon below sees weights of magnitude 1

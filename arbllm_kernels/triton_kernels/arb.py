@@ -59,8 +59,8 @@ def refine_arb(
         OUTPUT_EPS=OUTPUT_EPS,
         ROWS=config.rows,
         COLS=column_tile(k),
-        CHUNK=min(config.chunk, column_tile(k)),
-        **config.options,
+        CHUNK=config.chunk_of(k),
+        **config.options(k),
     )
     return Scales(planes, row, mean=mean)
 

@@ -60,7 +60,7 @@ def refine_arb_rc(weight: Tensor, zone: Tensor, zones: int, salient_zones: int, 
             ROWS=ARB_RC.rows,
             COLS=cols,
             PARTS_AT_ONCE=ARB_RC.parts_at_once,
-            **ARB_RC.options,
+            **ARB_RC.options(k),
         )
     return Scales(planes, row, col=col)
 

@@ -34,7 +34,7 @@ def choose_columns(gains: Tensor, rank: Tensor) -> Tensor:
         COLS=column_tile(k),
         CANDIDATES=triton.next_power_of_2(candidates),
         PARTS_AT_ONCE=CHOICE.parts_at_once,
-        **CHOICE.options,
+        **CHOICE.options(k),
     )
     return salient
 
@@ -56,7 +56,7 @@ def choose_split(
         COLS=column_tile(k),
         CANDIDATES=triton.next_power_of_2(gains.shape[2]),
         PARTS_AT_ONCE=CHOICE.parts_at_once,
-        **CHOICE.options,
+        **CHOICE.options(k),
     )
 
 
@@ -78,7 +78,7 @@ def candidate_thresholds(
         NONZERO=nonzero,
         ROWS=CHOICE.rows,
         COLS=column_tile(k),
-        **CHOICE.options,
+        **CHOICE.options(k),
     )
     ordered = ranked.sort(1).values
     number = len(fractions)
@@ -89,7 +89,7 @@ def candidate_thresholds(
         *(ordered, counts, fractions, thresholds, n * k, tiles, number),
         NUMBER=triton.next_power_of_2(number),
         TILES_AT_ONCE=256,
-        **CHOICE.options,
+        **CHOICE.options(k),
     )
     return thresholds
 

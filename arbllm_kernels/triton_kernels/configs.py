@@ -15,6 +15,8 @@ import triton
 from ..errors import InputError
 from ..gpu import MAX_SOLVER_BLOCK
 
+NARROW = 128  # columns of the paper's blocks
+
 
 @dataclass(frozen=True)
 class RowConfig:
@@ -34,9 +36,43 @@ class RowConfig:
         each = -(-tiles // self.max_parts)
         return -(-tiles // each), each
 
+    def chunk_of(self, k: int) -> int:
+        """Columns of S at a time for blocks of k."""
+        return min(self.chunk if k <= NARROW else self.chunk // 2, column_tile(k))
+
+    def options(self, k: int = NARROW) -> dict[str, Any]:
+        """For tiles of k columns: twice the warps where a row is longer than the paper's, or registers would spill."""
+        warps = self.num_warps * (1 if k <= NARROW else 2)
+        return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": self.fusion}
+
+
+@dataclass(frozen=True)
+class GemvConfig:
+    """The GEMV: tiles of `rows` rows, split along the columns, at spans of `span`, into about `programs` programs.
+
+    Two warps, not four: with four Triton takes the warp-group products of sm_90 and sm_100, which wait for themselves.
+    """
+
+    rows: int
+    registers: int  # per thread at most; the assembler's own choice spills on sm_120
+    num_warps: int = 2
+    span: int = 128
+    programs: int = 512
+    fusion: bool = True
+
+    def parts(self, rows: int, spans: int) -> tuple[int, int]:
+        """(parts, spans of each), whatever the device is."""
+        each = max(1, -(-rows // self.rows) * spans // self.programs)
+        return -(-spans // each), each
+
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": self.fusion}
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": 1,
+            "enable_fp_fusion": self.fusion,
+            "maxnreg": self.registers,
+        }
 
 
 @dataclass(frozen=True)
@@ -45,7 +81,6 @@ class ProductConfig:
 
     rows: int
     num_warps: int
-    cols: int = 64  # columns of a tile: a multiple of 32, of which blocks of any size may leave some unused
     x_rows: int = 1
     num_stages: int = 2
     fusion: bool = True
@@ -64,24 +99,25 @@ ARB = RowConfig(rows=16, num_warps=4)
 ARB_X = RowConfig(rows=16, num_warps=8)
 ARB_RC = RowConfig(rows=16, num_warps=8, max_parts=64, parts_at_once=16)
 
-DEQUANTIZE = ProductConfig(rows=16, num_warps=4, num_stages=1, fusion=False)
-GEMV_FEW = ProductConfig(rows=8, num_warps=4)
-GEMV_MANY = ProductConfig(rows=16, num_warps=8)
-GEMM_FEW = ProductConfig(rows=64, x_rows=16, num_warps=4)
-GEMM_MANY = ProductConfig(rows=64, x_rows=64, num_warps=4)
-GEMM_MANY_FP32 = ProductConfig(rows=64, x_rows=32, num_warps=8)
+DEQUANTIZE = ProductConfig(rows=128, num_warps=4, num_stages=1, fusion=False)
+GEMV_FEW = GemvConfig(rows=128, registers=192)
+GEMV_MANY = GemvConfig(rows=64, registers=192)
+ADD_PARTS = RowConfig(rows=128, num_warps=4)
+GEMM_FEW = ProductConfig(rows=128, x_rows=16, num_warps=4)
+GEMM_MANY = ProductConfig(rows=128, x_rows=64, num_warps=4)
+GEMM_FP32 = ProductConfig(rows=64, x_rows=32, num_warps=4)
 
 
-def gemv_config(batch: int) -> ProductConfig:
+def gemv_config(batch: int) -> GemvConfig:
     """The GEMV's tiles for `batch` rows of x."""
-    return GEMV_FEW if batch <= 2 else GEMV_MANY
+    return GEMV_FEW if batch <= 4 else GEMV_MANY
 
 
 def gemm_config(batch: int, dtype: torch.dtype) -> ProductConfig:
     """The GEMM's tiles for `batch` rows of x."""
-    if batch <= GEMM_FEW.x_rows:
-        return GEMM_FEW
-    return GEMM_MANY_FP32 if dtype is torch.float32 else GEMM_MANY
+    if dtype is torch.float32:
+        return GEMM_FP32
+    return GEMM_FEW if batch <= GEMM_FEW.x_rows else GEMM_MANY
 
 
 def column_tile(k: int) -> int:

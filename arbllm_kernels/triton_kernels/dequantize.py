@@ -1,7 +1,7 @@
 """Dense weights from packed ones, bit for bit (oracle: PackedWeight.dequantize).
 
-Grid: (tiles of rows, tiles of columns). In registers: one tile of weight_tile.py. Nothing is fused, so that every value
-is rounded as docs/format.md says; the tile is stored in storage order, or scattered to column order.
+Grid: (tiles of rows, tiles of columns). In registers: one tile of weight_tile.py, in storage order; the library brings
+columns into their own. Nothing is fused, so that every value is rounded as docs/format.md says.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from .weight_tile import packed_kernel_args, weight_tile
 
 def dequantize(*args: Any, first: int = 0, last: int | None = None, stored: bool = False) -> Tensor:
     """arb::dequantize: rows first .. last - 1 of the dense weight, float32, in column or storage order."""
-    arguments, options, factor = packed_kernel_args(DEQUANTIZE.cols, *args)
+    arguments, options, factor = packed_kernel_args(*args)
     order, (rows, cols, block) = args[8], args[10][:3]
     rows = (rows if last is None else last) - first
     dense = torch.empty(rows, cols, dtype=torch.float32, device=args[0].device)
-    tiles = -(-block // options["COLS"])
+    tiles = -(-block // 32)
     launch(
         dequantize_kernel,
         (-(-rows // DEQUANTIZE.rows), tiles * -(-cols // block)),
-        *(*arguments, order, dense, factor, tiles, first, rows),
-        STORED=stored,
+        *(*arguments, dense, factor, tiles, first, rows),
         ROWS=DEQUANTIZE.rows,
         **options,
         **DEQUANTIZE.options,
     )
-    return dense
+    return dense if stored else torch.empty_like(dense).index_copy_(1, order.long(), dense)
 
 
 @triton.jit(do_not_specialize=["blocks", "tiles", "first_row", "count"])
@@ -54,8 +53,7 @@ def dequantize_kernel(
     blocks,
     words,
     second_words,
-    order,  # int32 [m]: the column at each storage position
-    dense,  # float32 [count, m]
+    dense,  # float32 [count, m], storage order
     factor: tl.float32,
     tiles,  # per block
     first_row,
@@ -64,25 +62,22 @@ def dequantize_kernel(
     SALIENT_GROUPS: tl.constexpr,
     ORDER: tl.constexpr,
     SHARED: tl.constexpr,
-    COLS: tl.constexpr,
-    STORED: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     own = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    rows = first_row + own
-    block = tl.program_id(1) // tiles
-    first = tl.program_id(1) % tiles * COLS
-    value = weight_tile(
-        *(sign, group, second, row_scale, row_base, mean, col_scale, col_scale2, starts),
-        *(n, m, block_size, blocks, words, second_words, rows, block, first, factor),
-        *(GROUPS, SALIENT_GROUPS, ORDER, SHARED, COLS),
-    )
-    place = first + tl.arange(0, COLS)
+    block, first = tl.program_id(1) // tiles, tl.program_id(1) % tiles * 32
+    count_salient = tl.load(starts + block) - tl.load(starts + block - 1, mask=block > 0, other=0)
+    place = first + tl.arange(0, 32)
     at = block * block_size + place
-    real = (place < block_size) & (at < m)
-    column = at
-    if not STORED:
-        column = tl.load(order + at, mask=real, other=0)
-    tl.store(
-        dense + own.to(tl.int64)[:, None] * m + column[None, :], value, mask=(own < count)[:, None] & real[None, :]
-    )
+    real = (own < count)[None, :] & ((place < block_size) & (at < m))[:, None]
+    dense += own.to(tl.int64)[None, :] * m + at[:, None]
+    for salient in tl.static_range(2):
+        kind = (place < count_salient) if salient else (place >= count_salient)
+        if tl.max(kind.to(tl.int32), 0) > 0:
+            value = weight_tile(
+                *(sign, group, second, row_scale, row_base, mean, col_scale, col_scale2, starts),
+                *(n, m, block_size, blocks, words, second_words, first_row + own, block, first, factor),
+                *(salient, GROUPS, SALIENT_GROUPS, ORDER, SHARED, ALIGNED),
+            )
+            tl.store(dense, value, mask=real & kind[:, None])

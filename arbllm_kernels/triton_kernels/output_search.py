@@ -38,9 +38,9 @@ def output_gains(
         *(n, k, S.stride(0), S.stride(1), candidates, level),
         ROWS=config.rows,
         COLS=column_tile(k),
-        CHUNK=min(config.chunk, column_tile(k)),
+        CHUNK=config.chunk_of(k),
         CANDIDATES=config.candidates,
-        **config.options,
+        **config.options(k),
     )
     return gains
 

@@ -39,7 +39,7 @@ def rounding_error(weight: Tensor, d: Tensor, zone: Tensor, scales: Scales, doub
         *(n, k, weight.stride(0), weight.stride(1), d.stride(0), scales.row.shape[1], tiles, double_zones),
         ROWS=ROUNDING.rows,
         COLS=column_tile(k),
-        **ROUNDING.options,
+        **ROUNDING.options(k),
     )
     return error, squares
 

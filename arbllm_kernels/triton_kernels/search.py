@@ -70,7 +70,7 @@ def _gains(
         ROWS=SEARCH.rows,
         COLS=column_tile(k),
         CANDIDATES=SEARCH.candidates,
-        **SEARCH.options,
+        **SEARCH.options(k),
     )
     return gains
 

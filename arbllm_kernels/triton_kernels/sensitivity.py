@@ -38,9 +38,9 @@ def sensitivities(weight: Tensor, d: Tensor, squared: bool) -> tuple[Tensor, Ten
         SQUARED=squared,
         ROWS=SENSITIVITY.rows,
         COLS=cols,
-        **SENSITIVITY.options,
+        **SENSITIVITY.options(k),
     )
-    launch(rank_columns, (matrices,), sums, rank, k, parts, COLS=cols, CHUNK=16, **SENSITIVITY.options)
+    launch(rank_columns, (matrices,), sums, rank, k, parts, COLS=cols, CHUNK=16, **SENSITIVITY.options(k))
     return s, rank
 
 

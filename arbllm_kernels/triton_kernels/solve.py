@@ -54,11 +54,11 @@ def solve_batch(
     column_tile(min(cfg.block_size, m))
     stacked = torch.stack([w.float() for w in weights])
     exponent = _exponents(stacked)
-    work = stacked * torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), -exponent)[:, None, None]
-    work = work.masked_fill(torch.stack([f.dead for f in factors])[:, None, :], 0.0)
+    work = stacked.mul_(torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), -exponent)[:, None, None])
+    work.masked_fill_(torch.stack([f.dead for f in factors])[:, None, :], 0.0)
     moments = None
     if cfg.method == "arb-x":
-        if S is None:
+        if S is None or len(S) != len(weights):
             raise InputError("ARB-X needs S, the mean over sequences of X^T X")
         moments = torch.stack([s.to(work) for s in S])
     blocks = block_loop(work, [f.U for f in factors], cfg, moments)
