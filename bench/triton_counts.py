@@ -3,9 +3,10 @@
     python bench/triton_counts.py --ptxvm FOLDER             FOLDER holds the package ptxvm, which runs PTX on the CPU
     python bench/triton_counts.py --ptxvm FOLDER gemv gemm   some of them
 
-A block of 64 x 128, or a weight of 128 x 512. Launches of one kernel are added up. "asked" is what lanes ask for, "sectors" the 32-byte pieces that warps
-ask the first-level cache for, "distinct" the bytes that are touched at all, which is what memory must deliver or take.
-Bank conflicts are the extra passes over shared memory. Exact for these inputs; no figure is a time.
+A block of 64 x 128, or a weight of 128 x 512; launches of one kernel are added up. "asked" is what lanes ask for,
+"sectors" the 32-byte pieces that warps ask the first-level cache for, "distinct" the sectors that are touched at all,
+which is what memory must deliver or take. Bank conflicts are the extra passes over shared memory. Exact for these
+inputs; no figure is a time.
 """
 
 from __future__ import annotations

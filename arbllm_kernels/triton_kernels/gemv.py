@@ -247,7 +247,7 @@ def _dot(w, b, part, sums):
 @triton.jit
 def _replaced(zones, g: tl.constexpr, value, GROUPS: tl.constexpr):
     """The tuple with element g replaced."""
-    found: Any = ()
+    found = ()
     for i in tl.static_range(GROUPS):
-        found = found + ((value,) if i == g else (zones[i],))
+        found = found + ((value,) if i == g else (zones[i],))  # type: ignore[assignment]
     return found

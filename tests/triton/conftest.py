@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ INTERPRETED = Path(__file__).parent / "interpreted"
 IN_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
 ChildRun = tuple[str, dict[str, list[pytest.TestReport]]]  # output, reports by test
 RESULTS = pytest.StashKey[dict[Path, ChildRun]]()
+LIMIT = 240.0  # seconds of processor time for all interpreted tests of a session
+USED = pytest.StashKey[float]()
 REPORTS = "ARBLLM_TEST_REPORTS"  # in the child: the file to write reports to, one JSON object per line
 
 
@@ -51,6 +54,7 @@ def _run_child(item: pytest.Item) -> ChildRun:
     file = item.config._tmp_path_factory.mktemp("interpreted") / "reports"
     arguments = file.with_name("nodes")
     arguments.write_text("\n".join(nodes))
+    before = _children_seconds()
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"@{arguments}"],
         cwd=item.config.rootpath,
@@ -59,8 +63,16 @@ def _run_child(item: pytest.Item) -> ChildRun:
         text=True,
         check=False,
     )
+    used = item.config.stash.get(USED, 0.0) + _children_seconds() - before
+    item.config.stash[USED] = used
+    assert used < LIMIT, f"interpreted tests took {used:.0f} s of processor time; they may take {LIMIT:.0f}"
     reports: dict[str, list[pytest.TestReport]] = {}
     for line in file.read_text().splitlines() if file.exists() else []:
         report = pytest.TestReport._from_json(json.loads(line))
         reports.setdefault(report.nodeid, []).append(report)
     return run.stdout[-4000:] + run.stderr[-4000:], reports
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

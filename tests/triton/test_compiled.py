@@ -61,14 +61,15 @@ def test_arb_rc(launches, order):
     assert_same_fit(found, zone, weight, *expected(BINARIZERS["arb-rc"], weight, zone, 4, 2, order, 2))
 
 
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("method", ["arb", "arb-x"])
-def test_arb(launches, method):
+def test_arb(launches, method, order):
     weight, zone = block(2, 19, 40)
     x = torch.randn(2, 99, 40) + 0.3
     S = x.transpose(1, 2) @ x if method == "arb-x" else None
-    found = refine_arb(weight, zone, 4, 2, 2, 4, S)
+    found = refine_arb(weight, zone, 4, 2, order, 4, S)
     assert [name for name, _ in launches] == ["arb_fit"]
-    assert_same_fit(found, zone, weight, *expected(BINARIZERS[method], weight, zone, 4, 2, 2, 4, S))
+    assert_same_fit(found, zone, weight, *expected(BINARIZERS[method], weight, zone, 4, 2, order, 4, S))
 
 
 @pytest.mark.parametrize("method", ["arb-rc", "arb-x"])
@@ -98,11 +99,23 @@ def test_dequantize(launches, name):
     assert torch.equal(dequantize(*packed_args(pw)), pw.dequantize())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_gemv(launches, dtype):
-    pw = random_packed(21, 256)
-    x = torch.randn(3, 256).to(dtype)
+@pytest.mark.parametrize(
+    ("name", "batch", "dtype"),
+    [
+        ("arb-rc + cgb", 1, torch.float16),
+        ("arb-rc + cgb", 3, torch.bfloat16),
+        ("arb-rc + cgb", 8, torch.float32),
+        ("means and four groups", 2, torch.float32),
+        ("coded row scales", 8, torch.float16),
+        ("explicit order", 1, torch.float16),
+    ],
+)
+def test_gemv(launches, name, batch, dtype):
+    rows, cols, size, options = LAYOUTS[name]
+    pw = random_packed(rows, cols, size, **options)
+    x = torch.randn(batch, cols).to(dtype)
     assert_product(gemv(x, *packed_args(pw)), x, pw, rounds_weights=False)
+    assert [kernel for kernel, _ in launches] == ["gemv_kernel", "add_parts"]
     (_, result), once = launches[0], pw.sign.nbytes + pw.group.nbytes + pw.second.nbytes
     assert result.memory["global_footprint_read_bytes"] >= once, "every bit of the weight is read"
 
