@@ -26,7 +26,9 @@ class RowConfig:
     num_warps: int
     max_parts: int = 1 << 16
     parts_at_once: int = 1
-    chunk: int = 32  # columns of S at a time
+    chunk: int = 32  # columns of S at a time,
+    wide_chunk: int = 16  # and where a row is longer than the paper's;
+    wide_warps: int = 2  # there so many times the warps
     candidates: int = 9  # of the partition search, per program
     fusion: bool = True
 
@@ -38,11 +40,11 @@ class RowConfig:
 
     def chunk_of(self, k: int) -> int:
         """Columns of S at a time for blocks of k."""
-        return min(self.chunk if k <= NARROW else self.chunk // 2, column_tile(k))
+        return min(self.chunk if k <= NARROW else self.wide_chunk, column_tile(k))
 
     def options(self, k: int = NARROW) -> dict[str, Any]:
-        """For tiles of k columns: twice the warps where a row is longer than the paper's, or registers would spill."""
-        warps = self.num_warps * (1 if k <= NARROW else 2)
+        """For tiles of k columns. With the narrow settings, wide rows would spill registers."""
+        warps = self.num_warps * (1 if k <= NARROW else self.wide_warps)
         return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": self.fusion}
 
 
@@ -96,7 +98,7 @@ OUTPUT_SEARCH = RowConfig(rows=16, num_warps=8)
 CHOICE = RowConfig(rows=16, num_warps=4, parts_at_once=16, fusion=False)
 ROUNDING = RowConfig(rows=16, num_warps=4, max_parts=256, fusion=False)
 ARB = RowConfig(rows=16, num_warps=4)
-ARB_X = RowConfig(rows=16, num_warps=8)
+ARB_X = RowConfig(rows=16, num_warps=8, wide_warps=1)
 ARB_RC = RowConfig(rows=16, num_warps=8, max_parts=64, parts_at_once=16)
 
 DEQUANTIZE = ProductConfig(rows=128, num_warps=4, num_stages=1, fusion=False)
