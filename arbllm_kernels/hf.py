@@ -161,7 +161,9 @@ class ARBQuantizer(HfQuantizer):
         everything = tensors | guards(header)
         return {name: everything[name].detach() for name in sorted(everything)}, {}
 
-    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | str | None = None) -> nn.Module:
+        if isinstance(dtype, str):  # as save_pretrained leaves it in the config
+            dtype = getattr(torch, dtype)
         for name, module in list(model.named_modules()):
             if isinstance(module, ARBLinear):
                 dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")

@@ -210,9 +210,12 @@ def test_the_base_model_loads_without_its_head(folder: Path) -> None:
     assert torch.equal(hidden, expected)
 
 
-def test_dequantize_gives_a_dense_model(folder: Path) -> None:
+@pytest.mark.parametrize("saved", [False, True])
+def test_dequantize_gives_a_dense_model(folder: Path, tmp_path: Path, saved: bool) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     expected = logits(model)
+    if saved:
+        model.save_pretrained(tmp_path / "m")
     model.dequantize()
     assert isinstance(model.model.layers[0].mlp.up_proj, torch.nn.Linear) and not hasattr(model, "hf_quantizer")
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
