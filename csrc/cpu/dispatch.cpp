@@ -52,6 +52,11 @@ bool has_avx512vnni() {
     return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c & bit_AVX512VNNI) != 0;
 }
 
+bool has_avx512vbmi() {
+    unsigned a, b, c, d;
+    return has_avx512vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c & bit_AVX512VBMI) != 0;
+}
+
 #elif defined(__aarch64__)
 
 bool has_dot() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
@@ -65,6 +70,7 @@ struct Entry {
 
 constexpr Entry kTable[] = {
 #if defined(__x86_64__)
+    {{"avx512vbmi", &avx512_kernels, &avx512vnni_int8, &avx512vbmi_line}, has_avx512vbmi},
     {{"avx512vnni", &avx512_kernels, &avx512vnni_int8, &avx512vnni_line}, has_avx512vnni},
     {{"avx512", &avx512_kernels, &avx512_int8, &avx512_line}, has_avx512},
     {{"avx2", &avx2_kernels, &avx2_int8, &avx2_line}, has_avx2},

@@ -78,6 +78,7 @@ extern const LineKernels scalar_line;
 extern const LineKernels avx2_line;
 extern const LineKernels avx512_line;
 extern const LineKernels avx512vnni_line;
+extern const LineKernels avx512vbmi_line;
 #elif defined(__aarch64__)
 extern const LineKernels neon_line;
 extern const LineKernels neondot_line;

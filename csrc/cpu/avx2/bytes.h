@@ -85,4 +85,8 @@ inline int32_t sum_ints(Ints v) {
 // Lanes 8, 4, 2 and 1 apart.
 inline float sum_lanes(const Lanes (&v)[2]) { return sum(_mm256_add_ps(v[0], v[1])); }
 
+// look_up reads by four bits; there are no tables of 64 bytes.
+constexpr bool kSixBits = false;
+inline Bytes look_up_six(Bytes table, Bytes) { return table; }
+
 }  // namespace

@@ -17,4 +17,8 @@ inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
     return dot(sums, _mm512_abs_epi8(q), with_sign);
 }
 
+// look_up reads by four bits; there are no tables of 64 bytes.
+constexpr bool kSixBits = false;
+inline Bytes look_up_six(Bytes table, Bytes) { return table; }
+
 }  // namespace

@@ -1,14 +1,12 @@
-// Sums of four products each, in one instruction.
+// Sums of four products each, in one instruction; lookup by four bits.
 #pragma once
 
-#include "../avx512/bytes.h"
+#include "level_dot.h"
 
 namespace {
 
-inline Ints dot(Ints sums, Bytes u, Bytes s) { return _mm512_dpbusd_epi32(sums, u, s); }
-
-// The instruction wants its first numbers unsigned: levels are given as level + kLevelBias.
-constexpr int kLevelBias = 128;
-inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return _mm512_dpbusd_epi32(sums, levels, q); }
+// look_up reads by four bits; there are no tables of 64 bytes.
+constexpr bool kSixBits = false;
+inline Bytes look_up_six(Bytes table, Bytes) { return table; }
 
 }  // namespace

@@ -1,0 +1,11 @@
+// VNNI's sums, and tables of 64 bytes: six bits hold three codes, so that less has to be shifted and masked.
+#pragma once
+
+#include "../avx512vnni/level_dot.h"
+
+namespace {
+
+constexpr bool kSixBits = true;
+inline Bytes look_up_six(Bytes table, Bytes numbers) { return _mm512_permutexvar_epi8(numbers, table); }
+
+}  // namespace
