@@ -33,6 +33,6 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
         packed = view(args)
         bound = extension.Bound(tuple(args[:-1]), packed, dense_batches(packed, args[-1][1]))
         y = bound.product(x, args, int8, threads)
-    if int8 and not bound.covers_int8:
+    if int8 and y is not None and not bound.covers_int8:
         warnings.warn(NOT_COVERED, stacklevel=4)
     return y, bound

@@ -74,8 +74,7 @@ VIEWED = ("sign", "group", "second", "row_scale", "row_base", "mean", "col_scale
 def view(args: PackedArgs) -> Any:
     """The native view of a packed weight. The caller keeps the tensors alive while it is used.
 
-    Raises InputError for a part whose memory is not what the native code takes it for. That code checks the sizes, and
-    the dispatcher brings CPU tensors only: one of another device takes the call there, or to the fakes below.
+    Raises InputError for a part whose memory is not what the native code takes it for. That code checks the sizes.
     """
     row_scale, word = args[3].dtype, torch.int32
     whole = row_scale is torch.uint8 and args[4] is not None
@@ -87,7 +86,7 @@ def view(args: PackedArgs) -> Any:
         t: Any = args[i]
         if t is None:
             flat += (0, 0)
-        elif t.dtype is dtype and t.is_contiguous():
+        elif t.dtype is dtype and t.is_cpu and t.is_contiguous():
             flat += (t.data_ptr(), t.numel())
         else:
             raise InputError(_unreadable(args, i, str(dtype)))
@@ -116,7 +115,7 @@ def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
 
 NOT_COVERED = (
     "int8 activations were asked for, but a packed weight has a layout without an int8 kernel (four groups, means, or "
-    "a block size that is not a multiple of 64 up to 8192): it is multiplied exactly"
+    "several blocks whose size is not a multiple of 64): it is multiplied exactly"
 )
 
 

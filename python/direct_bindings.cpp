@@ -30,7 +30,7 @@ struct Torch {
     py::object forward_ad = py::module_::import("torch.autograd.forward_ad");
     py::str data_ptr = intern("data_ptr"), dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu");
     py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad"), to = intern("to");
-    py::str new_empty = intern("new_empty"), current_level = intern("_current_level");
+    py::str is_neg = intern("is_neg"), new_empty = intern("new_empty"), current_level = intern("_current_level");
 
     static py::str intern(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
 };
@@ -51,10 +51,12 @@ uintptr_t address(py::handle tensor) {
     return tensor.is_none() ? 0 : PyLong_AsSize_t(call(tensor, torch().data_ptr).ptr());
 }
 
-// Whether nothing but the product of x is wanted: no gradient, transform or mode that the dispatcher would see.
+// Whether nothing but the product of x is wanted: no gradient, transform or mode that the dispatcher would see, and no
+// sign that is still to be applied.
 bool product_alone(py::handle x) {
     const Torch& t = torch();
     if (is_true(get(x, t.requires_grad)) && is_true(call(t.is_grad_enabled))) return false;
+    if (is_true(call(x, t.is_neg))) return false;
     return PyLong_AsLong(call(t.dispatch_modes).ptr()) == 0 && !is_true(call(t.transforms)) &&
            PyLong_AsLong(get(t.forward_ad, t.current_level).ptr()) < 0;
 }
@@ -90,10 +92,12 @@ class Bound {
         }
         py::object flat = py::reinterpret_borrow<py::object>(x);
         if (!is_float) flat = checked(PyObject_CallMethodOneArg(x.ptr(), t.to.ptr(), t.float32.ptr()));
+        const uintptr_t from = address(flat);
+        if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         py::tuple out(dims);
         for (Py_ssize_t i = 0; i < dims; ++i) out[i] = i + 1 < dims ? size(shape, i) : w.rows;
         const py::object y = checked(PyObject_CallMethodOneArg(flat.ptr(), t.new_empty.ptr(), out.ptr()));
-        gemm(weight_, address(flat), batch, address(y), threads, int8);
+        gemm(weight_, from, batch, address(y), threads, int8);
         return is_float ? y : checked(PyObject_CallMethodOneArg(y.ptr(), t.to.ptr(), dtype.ptr()));
     }
 

@@ -10,6 +10,7 @@ import torch
 from helpers import random_packed
 
 from arbllm_kernels import direct, native, ops
+from arbllm_kernels.errors import InputError
 from arbllm_kernels.linear import ARBLinear, linear
 
 
@@ -48,6 +49,9 @@ def test_other_ways_take_the_op() -> None:
     assert not takes(layer, torch.nn.Parameter(x))
     assert not takes(layer, x.double()) and not takes(layer, x[:, 1:].contiguous()) and not takes(layer, torch.ones(()))
     assert not takes(layer, torch.empty(2, 200, device="meta"))
+    assert not takes(layer, torch._neg_view(x)) and torch.equal(layer(torch._neg_view(x)), layer(-x))
+    zeros = torch._efficientzerotensor((2, 200))
+    assert not takes(layer, zeros)
     seen: list[bool] = []
     torch.func.vmap(lambda row: seen.append(takes(layer, row)) or row)(x)
     with torch.autograd.forward_ad.dual_level():
@@ -75,6 +79,14 @@ def test_changed_weights_are_noticed() -> None:
     with native.forced_isa("scalar"):
         torch.testing.assert_close(same(x), other(x))
     assert native.active_isa() == native_isa
+
+
+def test_a_part_elsewhere_is_refused() -> None:
+    for name in ("group", "second", "row_scale", "col_scale", "order", "counts"):
+        layer = ARBLinear(random_packed(8, 130, 64))
+        layer._buffers[name] = getattr(layer, name).to("meta")
+        with pytest.raises(InputError, match=f"packed weight: {name} is .* on meta"):
+            layer(torch.randn(1, 130))
 
 
 def test_layers_are_copied_and_pickled_without_their_native_weight() -> None:

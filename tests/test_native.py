@@ -289,7 +289,8 @@ VNNI_AND_BELOW = ("avx2", "avx512", "avx512vnni")
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="x86-64 units only")
 @pytest.mark.parametrize(
     "unit",
-    ["avx2/kernels", "avx512/kernels", "avx512vbmi/line"] + [f"{isa}/{kind}" for isa in VNNI_AND_BELOW for kind in ("int8", "line")],
+    ["avx2/kernels", "avx512/kernels", "avx512vbmi/line"]
+    + [f"{isa}/{kind}" for isa in VNNI_AND_BELOW for kind in ("int8", "line")],
 )
 def test_units_share_no_code(unit: str, tmp_path: Path) -> None:
     """A weak symbol in a unit could be linked into code for machines that lack its instruction set."""

@@ -134,9 +134,9 @@ Status multiply_line_rows(void* context, int64_t begin, int64_t end) {
     return Status::ok;
 }
 
-// Multiplies rows of x up to the first that is not finite and returns how many.
-int64_t multiply_line(const LineKernels& kernels, const LineJob& job, int64_t number, const float* x, int64_t batch,
-                      float* y, int64_t threads) {
+// Multiplies rows of x up to the first that is not finite; `done` says how many.
+Status multiply_line(const LineKernels& kernels, const LineJob& job, int64_t number, const float* x, int64_t batch,
+                     float* y, int64_t threads, int64_t& done) {
     constexpr int64_t kRows = 64;  // prepared at once
     const PackedView& w = *job.weight;
     const int64_t most = std::min(batch, kRows), line = number * job.line, sums = number * job.blocks * kernels.lanes;
@@ -144,7 +144,7 @@ int64_t multiply_line(const LineKernels& kernels, const LineJob& job, int64_t nu
     const std::unique_ptr<int32_t[]> starts(new int32_t[static_cast<size_t>(most * sums)]);
     const std::unique_ptr<double[]> units(new double[static_cast<size_t>(most * job.blocks)]);
     const std::unique_ptr<float[]> values(new float[static_cast<size_t>(2 * job.widest)]);
-    int64_t done = 0;
+    done = 0;
     for (bool finite = true; done < batch && finite;) {
         LineRow rows[kRows];
         LineTile t{&kernels, &job, rows, 0, number, y + done * w.rows};
@@ -158,10 +158,12 @@ int64_t multiply_line(const LineKernels& kernels, const LineJob& job, int64_t nu
             rows[t.count++] = {row_digits, row_starts, row_units};
         }
         const int64_t useful = std::max<int64_t>(1, w.rows * w.cols * t.count * number / kInt8WeightsPerThread);
-        if (t.count > 0) parallel_for(w.rows, kLinePanel, std::min(threads, useful), multiply_line_rows, &t);
+        const Status status =
+            parallel_for(t.count > 0 ? w.rows : 0, kLinePanel, std::min(threads, useful), multiply_line_rows, &t);
+        if (status != Status::ok) return status;
         done += t.count;
     }
-    return done;
+    return Status::ok;
 }
 
 }  // namespace
@@ -216,8 +218,13 @@ Status Weight::gemm(const float* x, int64_t batch, float* y, int64_t threads, Ac
         };
         if (!plans->has_line) return others(x, batch, y);
         for (int64_t i = 0; i < batch; ++i) {
-            i += multiply_line(*isa->line, plans->line.job, int8 ? 1 : kMaxDigits, x + i * view_.cols, batch - i,
-                               y + i * view_.rows, threads);
+            int64_t done = 0;
+            if (const Status status = multiply_line(*isa->line, plans->line.job, int8 ? 1 : kMaxDigits,
+                                                    x + i * view_.cols, batch - i, y + i * view_.rows, threads, done);
+                status != Status::ok) {
+                return status;
+            }
+            i += done;
             if (i == batch) break;
             if (const Status status = others(x + i * view_.cols, 1, y + i * view_.rows); status != Status::ok)
                 return status;

@@ -175,7 +175,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 bool check_int8(const Weight& w, const char* isa, std::mt19937& random) {
-    for (const int64_t batch : {1, 5}) {
+    for (const int64_t batch : {1, 5, 9}) {
         const std::vector<float> x = random_x(w, batch, random);
         const std::vector<float> y = int8_product(w, x, 1);
         arb::set_isa("scalar");
@@ -186,10 +186,11 @@ bool check_int8(const Weight& w, const char* isa, std::mt19937& random) {
 }
 
 // Many calls by several threads, for the sanitizers: the pool, and one plan used by two callers at once.
-bool check_threads(std::mt19937& random) {
-    Weight w = random_weight({2050, 1100, 128}, 2, 2, 2, false, true, random);
+bool check_threads(bool by_line, std::mt19937& random) {
+    Weight w = random_weight({2050, 1100, by_line ? 1100 : 128}, 2, 2, 2, false, true, random);
     connect(w);
     w.view.mean = {};
+    if (by_line) make_format_2(w, random);
     arb::set_isa(nullptr);
     const std::vector<float> x = random_x(w, 1, random), expected = int8_product(w, x, 1);
     arb::Weight kept(w.view);
@@ -234,8 +235,8 @@ bool check_weight(Weight& w, std::mt19937& random) {
 
 int main() {
     std::mt19937 random(1);
-    const Shape shapes[] = {{1, 1, 1},     {3, 200, 128}, {5, 100, 33},  {2, 64, 128},
-                            {7, 300, 256}, {4, 130, 1},   {2, 1100, 520}};
+    const Shape shapes[] = {{1, 1, 1},     {3, 200, 128}, {5, 100, 33},   {2, 64, 128},
+                            {7, 300, 256}, {4, 130, 1},   {40, 1100, 520}};
     int weights = 0;
     for (const Shape& shape : shapes) {
         for (const int64_t groups : {1, 2, 4}) {
@@ -256,7 +257,7 @@ int main() {
             }
         }
     }
-    if (!check_threads(random)) return 1;
+    if (!check_threads(false, random) || !check_threads(true, random)) return 1;
     arb::IsaInfo isas[8];
     const int count = arb::list_isas(isas, 8);
     for (int i = 0; i < count; ++i) {

@@ -52,7 +52,7 @@ struct PackedView {
     Buffer counts;      // int32 [blocks], salient columns per block
 };
 
-enum class Status {
+enum class [[nodiscard]] Status {
     ok,
     bad_layout,     // a size of the view is out of range
     bad_length,     // a buffer does not have the length that the layout demands
