@@ -20,7 +20,7 @@ from .packed import Layout, PackedWeight
 
 # From this many rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernel, whose work grows with
 # every row (bench/gemv.py --threshold measures it): kernels by lookup and by word; by line, exact; by line with int8
-# activations where W is narrow. Where it is not, these beat BLAS for any number of rows.
+# activations where W is narrow. Where it is not, these are as fast or faster for any number of rows.
 DENSE_BATCH, LINE_DENSE_BATCH, NARROW_DENSE_BATCH, NEVER = 16, 32, 96, 1 << 62
 NARROW = 2048
 TILE_WEIGHTS = 1 << 21  # weights per dequantized tile: 8 MB of float32, which stay in the last-level cache

@@ -17,6 +17,7 @@ the processors from the contender that comes next.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -177,7 +178,7 @@ def print_rows(found: list[Row]) -> None:
 
 
 def llama_rows(program: Path, files: list[Path], threads: list[int]) -> list[dict[str, object]]:
-    """Tokens per second of llama.cpp and of our int8 products on the same layers (7 matrices of LLaMA-7B each)."""
+    """Tokens per second of llama.cpp on files of LLaMA-7B layers."""
     found: list[dict[str, object]] = []
     for number in threads:
         for file in files:
@@ -204,26 +205,27 @@ def our_tokens(found: list[Row], layers: int) -> list[dict[str, object]]:
     return lines
 
 
-def threshold(rows: int, cols: int, threads: list[int], rounds: int) -> None:
-    """Times of both ways of `arb::linear`, exact, to choose ops.DENSE_BATCH and ops.LINE_DENSE_BATCH."""
+def threshold(threads: list[int], rounds: int) -> None:
+    """Times of both ways of `arb::linear`, to choose what ops.dense_batches answers."""
     chosen = ops.dense_batches
-    print("| preset | threads | batch | packed ms | dequantize + mm ms |\n|---|---|---|---|---|")
-    for name, options in PRESETS.items():
+    print("| shape | preset | activations | threads | batch | packed ms | dequantize + mm ms |")
+    print("|---|---|---|---|---|---|---|")
+    for (rows, cols), (name, options) in itertools.product(((576, 576), (4096, 4096)), PRESETS.items()):
         pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
         args = ops.packed_args(pw)
-        for count in threads:
+        for way, count, batch in itertools.product(native.ACTIVATIONS, threads, (8, 16, 32, 64, 128, 512)):
             torch.set_num_threads(count)
-            for batch in (8, 16, 24, 32, 48, 64):
-                x = torch.randn(batch, cols)
+            x = torch.randn(batch, cols)
 
-                def call(limit: int, x: torch.Tensor = x, args: ops.PackedArgs = args) -> torch.Tensor:
-                    ops.dense_batches = lambda packed, cols: (limit, limit)
-                    return torch.ops.arb.linear(x, *args)
+            def call(limit: int, x: torch.Tensor = x, args: ops.PackedArgs = args) -> torch.Tensor:
+                ops.dense_batches = lambda packed, cols: (limit, limit)
+                return torch.ops.arb.linear(x, *args)
 
+            with native.forced_activations(way):
                 times = timed({"packed": lambda i: call(ops.NEVER), "dense": lambda i: call(0)}, rounds)
-                packed, dense = (statistics.median(times[way]) * 1e3 for way in ("packed", "dense"))
-                print(f"| {name} | {count} | {batch} | {packed:.2f} | {dense:.2f} |")
+            packed, dense = (statistics.median(times[kind]) * 1e3 for kind in ("packed", "dense"))
+            print(f"| {rows}x{cols} | {name} | {way} | {count} | {batch} | {packed:.2f} | {dense:.2f} |", flush=True)
     ops.dense_batches = chosen
 
 
@@ -276,7 +278,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.threshold:
-        return threshold(4096, 4096, options.threads, options.rounds)
+        return threshold(options.threads, min(options.rounds, 5))
     if options.overhead:
         return overhead(options.rounds)
     load = os.getloadavg()[0]

@@ -4,7 +4,7 @@
 // It serves weights whose row scales are whole numbers u and whose columns have at most one scale c (what arb-levels
 // makes), in blocks that are wide or single. For a row of x and block b, every x_j c_j becomes a whole number X = x_j
 // c_j / t_b, rounded, of one digit (int8: |X| <= 127) or three (exact: X = d2 2^16 + d1 2^8 + d0, digits -128 .. 127,
-// t_b a power of two, |X| < 2^23). Then
+// t_b a power of two, |X| < 2^22). Then
 //     total of the block = sum of u X over its columns, both planes: an exact integer
 //     y_i = float(e_i * sum of total_b t_b, in double, blocks ascending)
 // which fixes every bit of the result on every instruction set, whatever order the integers are added in. In the exact
