@@ -32,7 +32,8 @@ def test_links_lead_somewhere():
 
 
 def test_there_are_commands():
-    assert {name for name, _ in COMMANDS} == {"quantize", "inspect", "verify", "eval", "generate", "report", "info"}
+    expected = {"quantize", "tune", "inspect", "verify", "eval", "generate", "report", "info"}
+    assert {name for name, _ in COMMANDS} == expected
 
 
 @pytest.mark.parametrize(("name", "arguments"), COMMANDS)
