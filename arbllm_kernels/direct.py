@@ -31,8 +31,10 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
         if args[0].device.type != "cpu":
             return None, None
         packed = view(args)
-        bound = extension.Bound(tuple(args[:-1]), packed, dense_batches(packed, args[-1][1]))
+        bound = extension.Bound(tuple(args[:-1]), packed, dense_batches(packed, args[-1][1]), _warn)
         y = bound.product(x, args, int8, threads)
-    if int8 and y is not None and not bound.covers_int8:
-        warnings.warn(NOT_COVERED, stacklevel=4)
     return y, bound
+
+
+def _warn() -> None:
+    warnings.warn(NOT_COVERED, stacklevel=5)

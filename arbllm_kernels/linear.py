@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .direct import product
 from .errors import InputError
-from .ops import DEQUANTIZE, LINEAR, check_device, layout_sizes, packed_args
+from .ops import DEQUANTIZE, LINEAR, PackedArgs, check_device, layout_sizes, packed_args
 from .packed import PARTS, Layout, PackedWeight
 
 X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -136,19 +136,20 @@ class ARBLinear(nn.Module):
     def dequantize(self) -> Tensor:
         """The dense weight, float32 [n, m]."""
         check_device("ARBLinear.dequantize", self._part("sign").device)
-        dense: Tensor = DEQUANTIZE(*self._packed_args())
+        dense: Tensor = DEQUANTIZE(*_arguments(self._buffers, self._sizes))
         return dense
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., m] -> [..., n] in the dtype of x. Raises InputError as `linear` does."""
-        args = self._packed_args()
-        y, bound = product(x, args, self._bound)
-        if bound is not self._bound:
+        state = self.__dict__  # self.name takes nn.Module several times as long
+        args = _arguments(state["_buffers"], state["_sizes"])
+        y, bound = product(x, args, state["_bound"])
+        if bound is not state["_bound"]:
             self._bound = bound
         if y is None:
             _check_input(x, self.layout, args[0].device)
             y = LINEAR(x, *args)
-        bias = self._parameters["bias"]
+        bias = state["_parameters"]["bias"]
         return y if bias is None else _add_bias(y, bias)
 
     def extra_repr(self) -> str:
@@ -163,23 +164,6 @@ class ARBLinear(nn.Module):
         t = self._buffers[name]
         assert t is not None, f"buffer {name} is always there"
         return t
-
-    def _packed_args(self) -> Any:
-        # Straight from the dictionary: nn.Module.__getattr__ ten times costs more than a small layer's arithmetic.
-        b = self._buffers
-        return (
-            b["sign"],
-            b["group"],
-            b["second"],
-            b["row_scale"],
-            b["row_base"],
-            b["mean"],
-            b["col_scale"],
-            b["col_scale2"],
-            b["order"],
-            b["counts"],
-            self._sizes,
-        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ARBLinear:
         # Conversions change floating-point tensors only, so the scales pass through as integers of their width.
@@ -213,6 +197,24 @@ class ARBLinear(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         self.refresh()
+
+
+def _arguments(buffers: dict[str, Any], sizes: list[int]) -> PackedArgs:
+    """Of the ops, from the buffers of a layer."""
+    b = buffers
+    return (
+        b["sign"],
+        b["group"],
+        b["second"],
+        b["row_scale"],
+        b["row_base"],
+        b["mean"],
+        b["col_scale"],
+        b["col_scale2"],
+        b["order"],
+        b["counts"],
+        sizes,
+    )
 
 
 def _check_packed(what: str, pw: object) -> None:

@@ -28,7 +28,15 @@ struct Torch {
     py::object dispatch_modes = py::module_::import("torch").attr("_C").attr("_len_torch_dispatch_stack");
     py::object transforms = py::module_::import("torch").attr("_C").attr("_are_functorch_transforms_active");
     py::object forward_ad = py::module_::import("torch.autograd.forward_ad");
-    py::str data_ptr = intern("data_ptr"), dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu");
+    // As C sees it, for the code that torch.compile writes; the method would take ten times as long.
+    void* (*data_ptr)(PyObject*) =
+        reinterpret_cast<void* (*)(PyObject*)>(py::module_::import("torch")
+                                                   .attr("_C")
+                                                   .attr("_dynamo")
+                                                   .attr("guards")
+                                                   .attr("_torchinductor_pyobject_tensor_data_ptr")
+                                                   .cast<uintptr_t>());
+    py::str dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu");
     py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad"), to = intern("to");
     py::str is_neg = intern("is_neg"), new_empty = intern("new_empty"), current_level = intern("_current_level");
 
@@ -48,7 +56,7 @@ py::object call(const py::object& function) { return checked(PyObject_CallNoArgs
 bool is_true(const py::object& value) { return value.ptr() == Py_True; }
 
 uintptr_t address(py::handle tensor) {
-    return tensor.is_none() ? 0 : PyLong_AsSize_t(call(tensor, torch().data_ptr).ptr());
+    return tensor.is_none() ? 0 : reinterpret_cast<uintptr_t>(torch().data_ptr(tensor.ptr()));
 }
 
 // Whether nothing but the product of x is wanted: no gradient, transform or mode that the dispatcher would see, and no
@@ -65,12 +73,13 @@ bool product_alone(py::handle x) {
 class Bound {
   public:
     // `limits`: how many rows of x are too many, exact and with int8 activations.
-    Bound(const py::tuple& tensors, const arb::PackedView& view, std::array<int64_t, 2> limits)
-        : tensors_(tensors), weight_(view), limits_(limits) {
+    // `not_covered` is called where int8 activations are asked for and the product is exact all the same.
+    Bound(const py::tuple& tensors, const arb::PackedView& view, std::array<int64_t, 2> limits,
+          const py::object& not_covered)
+        : tensors_(tensors), weight_(view), limits_(limits), not_covered_(not_covered) {
         for (const py::handle tensor : tensors) addresses_.push_back(address(tensor));
+        covers_int8_ = arb::covers_int8(view) || arb::covers_line(view);
     }
-
-    bool covers_int8() const { return arb::covers_int8(weight_.view()) || arb::covers_line(weight_.view()); }
 
     // x [..., m] times the transposed weight, [..., n] in the dtype of x. None where the general way has to be taken,
     // NotImplemented where the first elements of `args` are no longer the same tensors at the same addresses.
@@ -94,14 +103,22 @@ class Bound {
         if (!is_float) flat = checked(PyObject_CallMethodOneArg(x.ptr(), t.to.ptr(), t.float32.ptr()));
         const uintptr_t from = address(flat);
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
-        py::tuple out(dims);
-        for (Py_ssize_t i = 0; i < dims; ++i) out[i] = i + 1 < dims ? size(shape, i) : w.rows;
-        const py::object y = checked(PyObject_CallMethodOneArg(flat.ptr(), t.new_empty.ptr(), out.ptr()));
+        const py::object y = empty_like_rows(flat, shape, dims);
+        if (int8 && !covers_int8_) call(not_covered_);
         gemm(weight_, from, batch, address(y), threads, int8);
         return is_float ? y : checked(PyObject_CallMethodOneArg(y.ptr(), t.to.ptr(), dtype.ptr()));
     }
 
   private:
+    // flat.new_empty(...) with the sizes as numbers: torch takes half as long again to read a tuple.
+    py::object empty_like_rows(const py::object& flat, const py::object& shape, Py_ssize_t dims) const {
+        const py::int_ rows(weight_.view().rows);
+        std::vector<PyObject*> arguments{flat.ptr()};
+        for (Py_ssize_t i = 0; i + 1 < dims; ++i) arguments.push_back(PyTuple_GET_ITEM(shape.ptr(), i));
+        arguments.push_back(rows.ptr());
+        return checked(PyObject_VectorcallMethod(torch().new_empty.ptr(), arguments.data(), arguments.size(), nullptr));
+    }
+
     static int64_t size(const py::object& shape, Py_ssize_t i) {
         return PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i));
     }
@@ -119,14 +136,15 @@ class Bound {
     std::vector<uintptr_t> addresses_;
     arb::Weight weight_;
     std::array<int64_t, 2> limits_;
+    py::object not_covered_;
+    bool covers_int8_;
 };
 
 }  // namespace
 
 void register_direct(py::module_& m) {
     py::class_<Bound>(m, "Bound")
-        .def(py::init<const py::tuple&, const arb::PackedView&, std::array<int64_t, 2>>())
-        .def_property_readonly("covers_int8", &Bound::covers_int8)
+        .def(py::init<const py::tuple&, const arb::PackedView&, std::array<int64_t, 2>, const py::object&>())
         .def("product", &Bound::product)
         // Not copied, not pickled: a layer makes it anew.
         .def("__reduce__", [](const Bound&) { return py::make_tuple(py::type::of(py::none()), py::tuple()); });
