@@ -297,6 +297,9 @@ __device__ __forceinline__ void prepare(const GemvJob& job, const Unit& unit, in
                                         float* steps, int lane) {
     const int from = term == 0 ? unit.salient : 0;
     const int to = minimum(term == 0 ? kUnit : unit.salient, job.w.cols - unit.begin);
+    // Not "salient == kUnit": ptxas 13.0 would answer that with the predicate of the clamp that made `salient`
+    // (VIMNMX.RELU), which an H200 sets otherwise. A test looks for that instruction.
+    if (from >= to) return;
     TermColumns<kGroups, kWords> columns;
     load_term_columns<kGroups, kWords>(job.w, unit, from, to, lane, columns);
     float x[kWords];
@@ -564,7 +567,6 @@ __global__ void __launch_bounds__(kManyWarps * 32, kMeans ? 1 : 2)
             float* sizes = steps + u * 4;
             if (task < kUnits) {
                 if (here == 0) units[u] = unit;
-                if (unit.salient == kUnit) continue;
                 prepare<kGroups, kTiles, 4>(job, unit, 0, 0, total, to, sizes, here);
             } else if (unit.salient > 0) {
                 const int last = w.has_second ? 2 : 1;

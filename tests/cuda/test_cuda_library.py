@@ -6,6 +6,7 @@ The host library takes CPU tensors where the real one takes CUDA tensors, so the
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from typing import Any
@@ -137,6 +138,15 @@ def test_compiled_kernels_are_no_worse_than_the_table() -> None:
         [sys.executable, str(ROOT / "bench" / "cuda_aot.py"), "--check"], capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr
+
+
+@built
+@pytest.mark.skipif(cuda_aot.cuobjdump() is None, reason="needs cuobjdump, of a CUDA toolkit or of Triton's wheel")
+def test_no_clamp_answers_a_comparison() -> None:
+    """ptxas 13.0 takes the predicate of VIMNMX.RELU for "at the upper bound"; an H200 sets it otherwise."""
+    code = subprocess.run([cuda_aot.cuobjdump(), "-sass", str(cuda.PATH)], capture_output=True, text=True, check=True)
+    assert "Function : " in code.stdout
+    assert not re.findall(r"VIMNMX\S*RELU R\d+, P\d.*", code.stdout)
 
 
 def test_the_ratchet_sees_a_worse_kernel() -> None:
