@@ -393,10 +393,14 @@ def pack_bits(bits: Tensor) -> Tensor:
     """bool [..., L] -> int32 [..., W]: little-endian words, zero-padded to a multiple of 64 bits."""
     length = bits.shape[-1]
     width = -(-length // WORD) * WORD
+    if bits.device.type != "cpu":  # eight times the bytes of the answer would go to the host
+        words = torch.nn.functional.pad(bits, (0, width - length)).view(*bits.shape[:-1], width // 32, 32)
+        places = torch.arange(32, dtype=torch.int32, device=bits.device)
+        return (words.int() << places).sum(-1, dtype=torch.int32)
     padded = np.zeros((*bits.shape[:-1], width), dtype=np.uint8)
-    padded[..., :length] = bits.cpu().numpy()
-    words = np.packbits(padded, axis=-1, bitorder="little").view("<i4").astype(np.int32, copy=False)
-    return torch.from_numpy(words.reshape(*bits.shape[:-1], width // 32)).to(bits.device)
+    padded[..., :length] = bits.numpy()
+    found = np.packbits(padded, axis=-1, bitorder="little").view("<i4").astype(np.int32, copy=False)
+    return torch.from_numpy(found.reshape(*bits.shape[:-1], width // 32))
 
 
 def unpack_bits(words: Tensor, length: int) -> Tensor:
