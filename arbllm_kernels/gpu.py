@@ -5,10 +5,10 @@
     arb::linear, more rows                     Triton's GEMM, else the CUDA extension
     arb::linear_input_grad                     tiles of W are dequantized and multiplied by the library's GEMM
     arb::dequantize                            the CUDA extension where it was built, else Triton
-    the solver                                 Triton, for blocks that fit its registers; else methods/ in plain torch
+    the solver                                 Triton, the paper's methods for blocks that fit its registers; else
+                                               methods/ in plain torch
 
-Nothing here was ever executed on a GPU; docs/gpu-kernels.md and docs/gpu-cuda.md say what was proved
-instead.
+docs/gpu-kernels.md and docs/gpu-cuda.md say on which devices this ran.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ rounded to their storage type.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,8 +99,6 @@ def solve_all(
     for W, factor, moment in zip(weights, factors, S, strict=True):
         _check_matrix("W", W)
         _check_inputs(W, factor, cfg, moment)
-    if cfg.has_levels and backend == "triton":
-        raise InputError("method 'arb-levels' has no Triton solver: use backend='torch' on this device")
     device, block = weights[0].device, min(cfg.block_size, weights[0].shape[1])
     with torch.autocast(device.type, enabled=False):
         if backend in BACKENDS and not cfg.has_levels and solver_is_triton(backend, device, block):
@@ -190,6 +189,10 @@ def _propagate(after: Tensor, error: Tensor, U: Tensor) -> None:
 def _backend(backend: str, device: torch.device) -> Backend:
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r}: must be one of {', '.join(BACKENDS)}")
+    if solver_is_triton(backend, device, 0):
+        from ..triton_kernels.levels import ENGINE  # here, because it imports this folder, and Triton
+
+        return dataclasses.replace(TORCH, levels=ENGINE)
     if backend == "torch" or (backend == "auto" and device.type != "cpu"):
         return TORCH
     if device.type != "cpu":

@@ -49,6 +49,21 @@ class RowConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """The sweep of arb-levels: `rows` rows of a panel of columns per program."""
+
+    rows: int
+    num_warps: int
+
+    def tiles(self, n: int) -> int:
+        return -(-n // self.rows)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": False}
+
+
+@dataclass(frozen=True)
 class GemvConfig:
     """The GEMV: tiles of `rows` rows, split along the columns, at spans of `span`, into about `programs` programs.
 
@@ -100,6 +115,7 @@ ROUNDING = RowConfig(rows=16, num_warps=4, max_parts=256, fusion=False)
 ARB = RowConfig(rows=16, num_warps=4)
 ARB_X = RowConfig(rows=16, num_warps=8, wide_warps=1)
 ARB_RC = RowConfig(rows=16, num_warps=8, max_parts=64, parts_at_once=16)
+LEVELS = SweepConfig(rows=32, num_warps=4)
 
 DEQUANTIZE = ProductConfig(rows=128, num_warps=4, num_stages=1, fusion=False)
 GEMV_FEW = GemvConfig(rows=128, registers=192)

@@ -8,7 +8,7 @@ from helpers import random_packed
 from products import LAYOUTS, assert_product
 
 from arbllm_kernels import ARBLinear, QuantConfig, linear, quantize_weight
-from arbllm_kernels.config import PAPER_METHODS
+from arbllm_kernels.config import METHODS, PAPER_METHODS
 from arbllm_kernels.methods import hessian_factor
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.triton_kernels.dequantize import dequantize
@@ -31,7 +31,7 @@ def layer(n, m):
     return torch.randn(n, m) * torch.rand(m).add(0.3) * 0.02, 2 * x.T @ x / 8
 
 
-@pytest.mark.parametrize("method", PAPER_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_solver_is_as_good_as_the_plain_one(method):
     cfg, (W, H) = QuantConfig(method=method), layer(256, 384)
     found = quantize_weight(W.cuda(), H.cuda(), cfg, backend="triton").to("cpu")
@@ -42,17 +42,40 @@ def test_the_solver_is_as_good_as_the_plain_one(method):
     assert errors[0] == pytest.approx(errors[1], rel=0.02)
 
 
-@pytest.mark.parametrize("method", PAPER_METHODS)
-def test_the_block_loop_never_waits(method):
+def loop_input(method):
+    """The arguments of block_loop, on the device, and a buffer that `work` is to be copied from."""
     cfg, (W, H) = QuantConfig(method=method), layer(64, 256)
     factor = hessian_factor(H.cuda(), cfg.damp)
     S = (H / 2).cuda()[None] if method == "arb-x" else None
+    return W.cuda()[None], ([factor.U], cfg, S)
+
+
+@pytest.mark.parametrize("method", PAPER_METHODS)
+def test_the_block_loop_never_waits(method):
+    weight, rest = loop_input(method)
     for mode in ("default", "error"):  # the first run compiles
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            block_loop(W.cuda()[None].clone(), [factor.U], cfg, S)
+            block_loop(weight.clone(), *rest)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("method", PAPER_METHODS)
+def test_a_cuda_graph_holds_the_block_loop(method):
+    weight, rest = loop_input(method)
+    expected = block_loop(weight.clone(), *rest)
+    work = torch.zeros_like(weight)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = block_loop(work, *rest)
+    work.copy_(weight)
+    graph.replay()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.squares, b.squares)
+        assert torch.equal(a.partition.zone, b.partition.zone)
+        assert torch.equal(a.scales.row, b.scales.row)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
