@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .calibration import read_text, tokenize
+from .device import device_of
 from .errors import CalibrationError, InputError
 from .models import check_length, check_vocabulary, context_length
 
@@ -81,46 +82,48 @@ def text_ids(path: str | Path, tokenizer: Any) -> Tensor:
     return tokenize(read_text(path), tokenizer)
 
 
-def load_any(source: str | Path, dtype: str = "auto") -> tuple[nn.Module, Any]:
+def load_any(source: str | Path, dtype: str = "auto", device: str | torch.device = "cpu") -> tuple[nn.Module, Any]:
     """(model, tokenizer or None) from an `.arb` file, a `.gguf` file, a Hugging Face folder, packed or
     dense, or hub id, in eval mode.
 
     Args:
         dtype: "fp32", "bf16", "fp16", or "auto": what the file holds (GGUF: float32), but fp16 becomes float32 on a
-            machine without CUDA, where half precision saves nothing and is slow.
+            CPU, where half precision saves nothing and is slow.
+        device: where the model is to be, see `device_of`.
 
     Raises:
         InputError, FormatError, UnsupportedModelError: see `container.load` and `checkpoints.open_checkpoint`.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
-    wanted = DTYPES[dtype]
-    path = Path(source).expanduser()
+    target = device_of(device)
+    model, tokenizer = _load(Path(source).expanduser(), source, DTYPES[dtype], target.type == "cpu")
+    return model.to(target), tokenizer
+
+
+def _load(path: Path, source: str | Path, wanted: torch.dtype | None, on_cpu: bool) -> tuple[nn.Module, Any]:
     if path.suffix == ".arb":
         from .container import load
 
-        if wanted is None and not torch.cuda.is_available():
-            wanted = torch.float32
-        return load(path, dtype=wanted)
+        return load(path, dtype=torch.float32 if wanted is None and on_cpu else wanted)
     from .folder import is_packed_folder
 
     if is_packed_folder(path):
-        return _load_folder(path, wanted)
+        return _load_folder(path, wanted, on_cpu)
     from .checkpoints import open_checkpoint
 
     checkpoint = open_checkpoint(source)
     if wanted is None:
-        half = checkpoint.dtype == torch.float16 and not torch.cuda.is_available()
-        wanted = torch.float32 if half else checkpoint.dtype
+        wanted = torch.float32 if checkpoint.dtype == torch.float16 and on_cpu else checkpoint.dtype
     return checkpoint.materialize(wanted), checkpoint.tokenizer()
 
 
-def _load_folder(path: Path, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
+def _load_folder(path: Path, dtype: torch.dtype | None, on_cpu: bool) -> tuple[nn.Module, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from .checkpoints import folder_tokenizer
 
-    if dtype is None and AutoConfig.from_pretrained(path).dtype == torch.float16 and not torch.cuda.is_available():
+    if dtype is None and AutoConfig.from_pretrained(path).dtype == torch.float16 and on_cpu:
         dtype = torch.float32
     loader: Any = AutoModelForCausalLM
     return loader.from_pretrained(path, dtype=dtype or "auto"), folder_tokenizer(path)

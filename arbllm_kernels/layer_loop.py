@@ -92,7 +92,8 @@ def quantize_layers(store: LayerStore, ids: Tensor, cfg: QuantConfig, skip: Sequ
             unseen += [record.name for record in records if record.tokens == 0]
             with _timed(report.seconds, "forward"):
                 for name, weight in packed.items():
-                    linears[index][name].weight.data = _dense(weight)
+                    linear = linears[index][name]
+                    linear.weight.data = _dense(weight.to(linear.weight.device))  # a resumed layer comes from the CPU
                 if index + 1 < len(store.layers):
                     _advance(layer, index, captured)
             report.layer_done(index, len(store.layers), records)

@@ -26,6 +26,7 @@ from . import container
 from .calibration import SAMPLES, SEQLEN, calibration_ids, check_source, is_self
 from .checkpoints import Checkpoint, open_checkpoint
 from .config import QuantConfig
+from .device import device_of
 from .errors import CalibrationError, InputError
 from .layer_loop import quantize_layers
 from .linear import ARBLinear
@@ -150,6 +151,7 @@ def quantize_checkpoint(
     embed_dtype: str = "auto",
     skip: Sequence[str] = (),
     text_field: str = "text",
+    device: str | torch.device = "auto",
     progress: bool | None = None,
 ) -> Summary:
     """Quantize a checkpoint on disk into one `.arb` file, one decoder layer at a time.
@@ -164,13 +166,14 @@ def quantize_checkpoint(
         embed_dtype: "fp16", "bf16", "fp32" for embeddings, norms, head and other dense tensors; "auto": the
             checkpoint's own, fp16 where that is float32 or GGUF; "int8": as auto, but embedding and head in 8 bits with
             a scale per row (table.py).
+        device: where layers run and are quantized, one at a time: "auto", "cpu" or a CUDA device, see `device_of`.
         skip, progress: see `quantize_model`.
 
     Raises:
         InputError, CalibrationError, UnsupportedModelError: before anything is written, naming what to change.
     """
     begun = time.perf_counter()
-    out, report = Path(out), Report(show=progress)
+    out, report, device = Path(out), Report(show=progress), device_of(device)
     work = WorkFolder(out)
     check_out(out, overwrite)
     work.check(resume)
@@ -183,10 +186,10 @@ def quantize_checkpoint(
         report.note(checkpoint.note)
     dtype = _embed_dtype(embed_dtype, checkpoint)
     ids, described = window_ids(
-        checkpoint, calibration, samples, seqlen, seed, text_field, work if resume else None, report
+        checkpoint, calibration, samples, seqlen, seed, text_field, work if resume else None, report, device
     )
     check_ids(ids, checkpoint.model)
-    state = _state(checkpoint, cfg, skip, dtype, described, ids)
+    state = _state(checkpoint, cfg, skip, dtype, described, ids, device)
     if resume:
         work.compare(state)
     packed = _packed_names(checkpoint, skip)
@@ -195,7 +198,7 @@ def quantize_checkpoint(
     if not resume:
         work.start(state, ids)
     report.seconds.prepare = time.perf_counter() - begun
-    store = StreamStore(checkpoint, work)
+    store = StreamStore(checkpoint, work, device)
     sentence = _dense_sentence(store.layers)
     if sentence is not None:
         report.note(sentence)
@@ -250,6 +253,7 @@ def window_ids(
     text_field: str,
     resumed: WorkFolder | None,
     report: Report,
+    device: torch.device,
 ) -> tuple[Tensor, str]:
     """(calibration ids, a description for the fingerprint)."""
     if isinstance(calibration, Tensor):
@@ -262,7 +266,7 @@ def window_ids(
         dtype = _writing_dtype(checkpoint)
         name = str(dtype).removeprefix("torch.")
         report.note(f"The model is loaded whole, in {name}, while it writes its own calibration text.")
-        model = checkpoint.materialize(dtype)
+        model = checkpoint.materialize(dtype).to(device)
     elif tokenizer is None:
         raise CalibrationError(f"{checkpoint.path}: holds no tokenizer, so text cannot be tokenized; use 'self'")
     if model is None:
@@ -280,9 +284,15 @@ def _writing_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _state(
-    checkpoint: Checkpoint, cfg: QuantConfig, skip: Sequence[str], dtype: torch.dtype, calibration: str, ids: Tensor
+    checkpoint: Checkpoint,
+    cfg: QuantConfig,
+    skip: Sequence[str],
+    dtype: torch.dtype,
+    calibration: str,
+    ids: Tensor,
+    device: torch.device,
 ) -> dict[str, object]:
-    """All that the output depends on. Threads are part of it: another number sums in another order."""
+    """All that the output depends on."""
     return {
         "source": checkpoint.fingerprint(),
         "config": cfg.to_dict(),
@@ -291,8 +301,14 @@ def _state(
         "skip": list(skip),
         "embed_dtype": str(dtype),
         "versions": versions(),
-        "threads": torch.get_num_threads(),
+        **where(device),
     }
+
+
+def where(device: torch.device) -> dict[str, object]:
+    """What else decides about the bits: others sum in another order."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"threads": torch.get_num_threads(), "device": name}
 
 
 def ids_digest(ids: Tensor) -> str:

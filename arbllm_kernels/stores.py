@@ -58,10 +58,11 @@ class MemoryStore:
 
 
 class StreamStore:
-    """A checkpoint on disk and the results of its layers in a work folder; one layer in memory at a time."""
+    """A checkpoint on disk, the results of its layers in a work folder; one layer at a time is in a device's memory."""
 
-    def __init__(self, checkpoint: Checkpoint, work: WorkFolder) -> None:
-        self.model = checkpoint.model
+    def __init__(self, checkpoint: Checkpoint, work: WorkFolder, device: torch.device) -> None:
+        self.model, self._device = checkpoint.model, device
+        self._move_buffers(device)
         self.name, self.layers = find_layers(self.model)
         self._checkpoint, self._work = checkpoint, work
         self._names = list(checkpoint.names())
@@ -102,6 +103,7 @@ class StreamStore:
             InputError: a value does not fit `dtype`.
         """
         packed_names = set()
+        self._move_buffers(torch.device("cpu"))
         for index, layer in enumerate(self.layers):
             result = self._work.read_layer(index)
             if result is None:
@@ -122,8 +124,14 @@ class StreamStore:
         return getattr(self.model.get_submodule(owner), leaf)  # type: ignore[no-any-return]
 
     def _load(self, name: str) -> None:
-        value = self._checkpoint.tensor(name)
+        value = self._checkpoint.tensor(name).to(self._device)
         set_parameter(self.model, name, value.float() if value.is_floating_point() else value)
+
+    def _move_buffers(self, device: torch.device) -> None:
+        """What a skeleton holds besides parameters, such as the frequencies of rotary embeddings."""
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)
 
     def _unload(self, name: str) -> None:
         tensor = self._get(name)

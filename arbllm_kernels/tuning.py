@@ -17,10 +17,11 @@ from . import container
 from .archive import read
 from .calibration import SAMPLES, SEQLEN, check_source
 from .checkpoints import open_checkpoint
+from .device import device_of
 from .linear import ARBLinear
 from .models import check_ids, check_length
 from .packed import PARTS
-from .pipeline import bits_per_weight, check_out, ids_digest, versions, window_ids
+from .pipeline import bits_per_weight, check_out, ids_digest, versions, where, window_ids
 from .progress import Report
 from .tune import Settings, State, tune_model
 from .workdir import WorkFolder
@@ -64,6 +65,7 @@ def tune_file(
     text_field: str = "text",
     resume: bool = False,
     overwrite: bool = False,
+    device: str | torch.device = "auto",
     progress: bool | None = None,
 ) -> TuneSummary:
     """Tune the scales of `source`, an `.arb` file, and write the result.
@@ -75,12 +77,13 @@ def tune_file(
         samples, seqlen, seed, text_field: see `calibration_ids`; not used when ids are given.
         resume: continue the run that left `<out>.tuning`.
         overwrite: replace an existing `out`.
+        device: where both models are, see `device_of`.
 
     Raises:
         InputError, CalibrationError, UnsupportedModelError, FormatError: before anything is written.
     """
     source, out, settings = Path(source), Path(out), settings or Settings(seed=seed)
-    report, work = Report(show=progress), _work(out)
+    report, work, device = Report(show=progress), _work(out), device_of(device)
     check_out(out, overwrite)
     work.check(resume)
     checksums = read(source).checksums
@@ -90,7 +93,7 @@ def tune_file(
         check_length(seqlen, checkpoint.model)
     start = time.perf_counter()
     found, described = window_ids(
-        checkpoint, calibration, samples, seqlen, seed, text_field, work if resume else None, report
+        checkpoint, calibration, samples, seqlen, seed, text_field, work if resume else None, report, device
     )
     check_ids(found, checkpoint.model)
     state = {
@@ -100,21 +103,21 @@ def tune_file(
         "calibration ids": ids_digest(found),
         "settings": {"epochs": settings.epochs, "rate": settings.rate, "seed": settings.seed},
         "versions": versions(),
-        "threads": torch.get_num_threads(),
+        **where(device),
     }
     if resume:
         work.compare(state)
-    model, _ = container.load(source, dtype=torch.float32)
+    model = container.load(source, dtype=torch.float32)[0].to(device)
     if not resume:
         work.start(state, found)
-    divergence = tune_model(
-        model, checkpoint.materialize(torch.float32), found, settings, progress=progress, keeper=_Folder(work)
-    )
+    dense_model = checkpoint.materialize(torch.float32).to(device)
+    divergence = tune_model(model, dense_model, found, settings, progress=progress, keeper=_Folder(work))
     stored, tokenizer = container.load(source)  # as the file has it: dense tensors in their own type
     for name, layer in stored.named_modules():
         if isinstance(layer, ARBLinear):
             for part in PARTS:
-                layer._buffers[part] = model.get_submodule(name)._buffers[part]
+                tuned = model.get_submodule(name)._buffers[part]
+                layer._buffers[part] = None if tuned is None else tuned.cpu()
     container.save(stored, out, tokenizer)
     work.remove()
     return TuneSummary(

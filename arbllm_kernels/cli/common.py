@@ -25,6 +25,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 ModelArgument = Annotated[str, typer.Argument(help="A .arb file, a Hugging Face folder or hub id, or a .gguf file.")]
 FileArgument = Annotated[Path, typer.Argument(help="A .arb file.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.", min=0)]
+Device = Annotated[str, typer.Option(help="auto (a CUDA device, where torch finds one), cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="Type of activations and dense tensors: auto, fp32, bf16 or fp16.")]
 
 
@@ -41,11 +42,11 @@ def print_table(table: Table) -> None:
     Console(highlight=False, width=natural).print(table)
 
 
-def load(model: str, dtype: str) -> tuple[Any, Any]:
+def load(model: str, dtype: str, device: str) -> tuple[Any, Any]:
     """(model, tokenizer). Raises ArbError when no tokenizer is stored with the model."""
     from ..evaluate import load_any
 
-    loaded, tokenizer = load_any(model, dtype)
+    loaded, tokenizer = load_any(model, dtype, device)
     if tokenizer is None:
         raise ArbError(f"{model}: no tokenizer is stored with this model, so it can neither read nor write text")
     return loaded, tokenizer

@@ -15,7 +15,19 @@ from rich.table import Table
 from ..calibration import SAMPLES, SEQLEN
 from ..config import DEFAULT_PRESET, METHODS, METRICS, PAPER_METHODS, PRESETS, SCALE_DTYPES, QuantConfig
 from ..errors import InputError
-from .common import Dtype, FileArgument, ModelArgument, Threads, app, console, errors, load, print_table, set_threads
+from .common import (
+    Device,
+    Dtype,
+    FileArgument,
+    ModelArgument,
+    Threads,
+    app,
+    console,
+    errors,
+    load,
+    print_table,
+    set_threads,
+)
 
 
 @app.command()
@@ -57,6 +69,7 @@ def quantize(
     tune: Annotated[
         bool, typer.Option("--tune", help="Then tune the scales against the dense model, which is loaded whole.")
     ] = False,
+    device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     threads: Threads = 0,
@@ -103,11 +116,14 @@ def quantize(
                 skip=tuple(skip or ()),
                 resume=resume,
                 overwrite=overwrite,
+                device=device,
                 progress=True,
             )
             console.print(summary.table())
         if tune:
-            tuned = tune_file(out, out, model, calib, **text, resume=tuning, overwrite=True, progress=True)
+            tuned = tune_file(
+                out, out, model, calib, **text, resume=tuning, overwrite=True, device=device, progress=True
+            )
             console.print(tuned.line())
     except KeyboardInterrupt as stop:
         errors.print("arbllm: interrupted; finished layers and steps are kept. The same command with --resume goes on.")
@@ -134,6 +150,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     chat: Annotated[bool, typer.Option(help="Wrap the prompt in the model's chat template, if it has one.")] = False,
     dtype: Dtype = "auto",
+    device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
     """Write text, token by token.
@@ -145,7 +162,7 @@ def generate(
     from ..evaluate import generate_stream
 
     set_threads(threads)
-    loaded, tokenizer = load(model, dtype)
+    loaded, tokenizer = load(model, dtype, device)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not chat:
         sys.stdout.write(text)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..progress import Report
-from .common import Dtype, ModelArgument, Threads, app, console, load, set_threads
+from .common import Device, Dtype, ModelArgument, Threads, app, console, load, set_threads
 
 
 @app.command(name="eval")
@@ -29,6 +29,7 @@ def evaluate(
     limit: Annotated[int, typer.Option(help="Use the first so many questions of a task; 0 is all.", min=0)] = 0,
     batch_size: Annotated[int, typer.Option(help="Questions seen at once.", min=1)] = 1,
     dtype: Dtype = "fp32",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     threads: Threads = 0,
 ) -> None:
@@ -44,7 +45,7 @@ def evaluate(
     names = task_names(tasks) if tasks else []
     texts = text or ([] if names else ["wikitext2"])
     set_threads(threads)
-    loaded, tokenizer = load(model, dtype)
+    loaded, tokenizer = load(model, dtype, device)
     result: dict[str, Any] = {"model": model, "dtype": dtype, "texts": [], "tasks": {}, "mean_accuracy": None}
     for source in texts:
         found = _perplexity(loaded, tokenizer, source, seqlen, stride or seqlen, windows)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ArbError, InputError
-from .common import Dtype, ModelArgument, Threads, app, errors, load, set_threads
+from .common import Device, Dtype, ModelArgument, Threads, app, errors, load, set_threads
 
 HELP = "An empty line or Ctrl-D ends it; /clear forgets what was said."
 
@@ -21,6 +21,7 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0.0)] = 0.7,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     dtype: Dtype = "auto",
+    device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
     """Talk to a model that has a chat template. It writes word by word and remembers the conversation.
@@ -29,7 +30,7 @@ def chat(
     arbllm chat smol.arb --system "Answer in one sentence."
     """
     set_threads(threads)
-    loaded, tokenizer = load(model, dtype)
+    loaded, tokenizer = load(model, dtype, device)
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(f"{model}: its tokenizer has no chat template, so it cannot chat; use arbllm generate")
     start = [] if system is None else [{"role": "system", "content": system}]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..calibration import SAMPLES, SEQLEN
-from .common import FileArgument, Threads, app, console, errors, set_threads
+from .common import Device, FileArgument, Threads, app, console, errors, set_threads
 
 
 @app.command()
@@ -25,6 +25,7 @@ def tune(
     rate: Annotated[float | None, typer.Option(help="Step size at the start.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
     """Tune the scales of a packed file against the dense model; codes and size stay. Loads the dense model whole.
@@ -50,6 +51,7 @@ def tune(
             text_field=text_field,
             resume=resume,
             overwrite=overwrite,
+            device=device,
             progress=True,
         )
     except KeyboardInterrupt as stop:
