@@ -1,7 +1,8 @@
 """Times the GPU kernels on a CUDA device, after checking their numbers on fresh random inputs.
 
     python bench/gpu.py                          products and solver, LLaMA-7B shapes
-    python bench/gpu.py --markdown gpu.md        the same, and the table as markdown
+    python bench/gpu.py --markdown gpu.md        the same, and the tables as markdown, each as soon as it is made
+    python bench/gpu.py --only solver            one part: products, solver or gemlite
     python bench/gpu.py --gguf FILE ...          and llama.cpp's llama-bench on such files, of PATH or --llama-bench
 
 Products: calls over so many copies of the weight that together they exceed twice the L2 cache, captured in a CUDA
@@ -35,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arbllm_kernels import QuantConfig, cuda, gpu, quantize_weight
+from arbllm_kernels.config import METHODS
 from arbllm_kernels.ops import packed_args
 
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
@@ -43,6 +45,7 @@ SALIENT = 0.08  # share of salient columns; about what the partition search pick
 ROUNDS = 50
 CALLS = 40  # at least so many in a graph, so that starting it does not count
 GROUP = 128  # of GemLite's scales
+PARTS = ("products", "solver", "gemlite")
 Row = tuple[str, ...]
 PRODUCT_HEAD = ("weight", "kernel", "us", "GB/s", "of copy", "eager us", "cuBLAS us / us")
 Product = Callable[[Tensor], Tensor]
@@ -168,7 +171,8 @@ def gemlite(rows: int, cols: int, speed: float) -> list[Row]:
 def solver(rows: int, cols: int, method: str) -> Row:
     x = torch.randn(2 * cols, cols, device="cuda")
     W, H = torch.randn(rows, cols, device="cuda") * 0.02, x.T @ x / 64
-    cfg, seconds, errors = QuantConfig(method=method), {}, {}
+    cfg = QuantConfig.preset("best") if method == "arb-levels" else QuantConfig(method=method)
+    seconds, errors = {}, {}
     for backend in ("triton", "torch"):
         quantize_weight(W[:256], H, cfg, backend=backend)  # compiles
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -184,26 +188,27 @@ def solver(rows: int, cols: int, method: str) -> Row:
     return f"{method}, {rows} x {cols}", *(f"{value:.2f}" for value in (seconds["triton"], seconds["torch"], ratio))
 
 
-def show(title: str, head: Row, rows: Sequence[Row]) -> list[str]:
-    """Print the table; its lines as markdown."""
+def show(title: str, head: Row, rows: Sequence[Row], file: Path | None) -> None:
+    """Print the table, and append it to the file as markdown."""
     table = Table(*head, title=title)
     for row in rows:
         table.add_row(*row)
     Console(width=140).print(table)
-    return [f"## {title}", "", *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)), ""]
+    if file is not None:
+        lines = [f"## {title}", "", *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)), ""]
+        with file.open("a") as out:
+            out.write("\n".join(lines) + "\n")
 
 
-def gemlite_lines(device: str, speed: float) -> list[str]:
+def gemlite_rows(speed: float) -> list[Row]:
     """Another project's kernels, of whichever version is installed: what goes wrong there is said, not raised."""
     try:
-        rows = [row for shape in SHAPES for row in gemlite(*shape, speed)]
+        return [row for shape in SHAPES for row in gemlite(*shape, speed)]
     except ImportError:
         print("GemLite is not installed, so there is no row of it; pip install gemlite adds them.")
-        return []
     except Exception as error:
         print(f"GemLite is installed and has no rows: {type(error).__name__}: {error}")
-        return []
-    return show(f"GemLite on {device}", PRODUCT_HEAD, rows)
+    return []
 
 
 def main() -> None:
@@ -211,25 +216,30 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the tables there, too")
     parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="files for llama.cpp, e.g. of 2-bit types")
     parser.add_argument("--llama-bench", default=shutil.which("llama-bench"), help="its program, built with CUDA")
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="parts to measure")
     given = parser.parse_args()
     file = given.markdown
     if not torch.cuda.is_available():
         raise SystemExit("bench/gpu.py measures on a CUDA device, and torch finds none here.")
     if cuda.unavailable() is not None:
         print(f"No CUDA rows: {cuda.unavailable()}.")
+    if file is not None:
+        file.unlink(missing_ok=True)
     device, speed = torch.cuda.get_device_name(), bandwidth()
-    rows = [row for shape in SHAPES for row in products(*shape, speed)]
-    lines = show(f"fp16 products on {device}, copy {speed / 1000:.0f} GB/s", PRODUCT_HEAD, rows)
-    rows = [solver(4096, 4096, method) for method in ("billm", "arb", "arb-x", "arb-rc")]
-    lines += show(f"quantize_weight on {device}", ("matrix", "Triton s", "torch s", "speed-up"), rows)
-    lines += gemlite_lines(device, speed)
+    if "products" in given.only:
+        for shape in SHAPES:
+            title = f"fp16 products on {device}, copy {speed / 1000:.0f} GB/s"
+            show(title, PRODUCT_HEAD, products(*shape, speed), file)
+    if "solver" in given.only:
+        rows = [solver(4096, 4096, method) for method in METHODS]
+        show(f"quantize_weight on {device}", ("matrix", "Triton s", "torch s", "speed-up"), rows, file)
+    if "gemlite" in given.only and (rows := gemlite_rows(speed)):
+        show(f"GemLite on {device}", PRODUCT_HEAD, rows, file)
     if given.gguf and given.llama_bench:
         llama = llama_bench.rows(given.llama_bench, given.gguf, speed)
-        lines += show(f"llama.cpp on {device}", llama_bench.HEAD, llama)
+        show(f"llama.cpp on {device}", llama_bench.HEAD, llama, file)
     else:
         print("No rows of llama.cpp: they need --gguf, and llama-bench on PATH or --llama-bench.")
-    if file is not None:
-        file.write_text("\n".join(lines))
 
 
 if __name__ == "__main__":
