@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .errors import InputError
 
@@ -72,7 +75,7 @@ class Library:
 
     def linear(self, x: Tensor, args: tuple[Any, ...], stream: int) -> Tensor:
         """x [..., m] of fp32, fp16 or bf16 -> [..., n] of the same dtype; sums in float32."""
-        weight = Weight.of(*args)
+        weight = _weight(args)
         if x.dtype not in TYPES or x.dtype is torch.uint8 or x.shape[-1] != weight.cols:
             raise InputError(f"x {list(x.shape)} of {x.dtype} times a packed weight [{weight.rows}, {weight.cols}]")
         _same_device(x, args)
@@ -129,6 +132,25 @@ class Library:
             raise RuntimeError(message.value.decode())
 
 
+# sign plane -> addresses, the other tensors, sizes, and the Weight made of them
+_kept: MutableMapping[Tensor, tuple[list[int], list[Any], list[int], Weight]] = WeakTensorKeyDictionary()
+
+
+def _weight(args: tuple[Any, ...]) -> Weight:
+    """Weight.of, kept as long as the sign plane lives: making it anew takes longer than most products.
+
+    It is made again as soon as a part is another tensor or lies elsewhere.
+    """
+    sign, *others, sizes = args
+    addresses = [t.data_ptr() for t in args[:-1] if t is not None]
+    kept = _kept.get(sign)
+    if kept and kept[0] == addresses and kept[2] == list(sizes) and all(map(operator.is_, kept[1], others)):
+        return kept[3]
+    weight = Weight.of(*args)
+    _kept[sign] = (addresses, others, list(sizes), weight)
+    return weight
+
+
 @functools.cache
 def unavailable() -> str | None:
     """Why these kernels cannot run here, as one sentence; None where they can."""
@@ -143,9 +165,16 @@ def unavailable() -> str | None:
     return None
 
 
-def available(device: torch.device | int | None = None) -> bool:
+def available(device: torch.device | None = None) -> bool:
     """Whether the kernels are built, load, and run on the device (None: the current one)."""
-    return unavailable() is None and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
+    if unavailable() is not None:
+        return False
+    return _runs_on(torch.device("cuda", torch.cuda.current_device()) if device is None else device)
+
+
+@functools.cache
+def _runs_on(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
     arb::linear, up to GEMV_BATCH rows of x    the CUDA extension where built, if its fast kernel takes the layout,
                                                else Triton's GEMV, else the CUDA extension's plain kernel
-    arb::linear, more rows                     Triton's GEMM, else the CUDA extension
+    arb::linear, up to GEMM_BATCH rows         Triton's GEMM, which dequantizes in registers, else the CUDA extension
+    arb::linear, more rows                     tiles of W are dequantized by Triton and multiplied by the library's GEMM
     arb::linear_input_grad                     tiles of W are dequantized and multiplied by the library's GEMM
     arb::dequantize                            the CUDA extension where it was built, else Triton
     the solver                                 Triton, the paper's methods for blocks that fit its registers; else
@@ -24,6 +25,7 @@ from . import cuda
 from .errors import InputError
 
 GEMV_BATCH = 8
+GEMM_BATCH = 64
 MAX_SOLVER_BLOCK = 256  # columns of a block that the solver kernels keep in registers
 TILE_WEIGHTS = 1 << 24  # weights per dequantized tile: 64 MB of float32
 
@@ -35,29 +37,29 @@ def linear(x: Tensor, *args: Any) -> Tensor:
         raise InputError(f"packed weight times {list(x.shape)}: the last dimension must be {cols}")
     flat = x.reshape(-1, cols).contiguous()
     kernel = product_kernel(flat.shape[0], *args)
-    with _current(x.device):
-        if flat.shape[0] == 0:
-            y = flat.new_empty(0, rows)
-        elif kernel == "CUDA":
-            y = cuda.linear(flat, *args)
-        else:
-            require_triton("arb.linear on a CUDA device")
-            from .triton_kernels.gemm import gemm
-            from .triton_kernels.gemv import gemv
+    if flat.shape[0] == 0:
+        y = flat.new_empty(0, rows)
+    elif kernel == "CUDA":
+        y = cuda.linear(flat, *args)
+    else:
+        require_triton("arb.linear on a CUDA device")
+        from .triton_kernels.gemm import dense_gemm, gemm
+        from .triton_kernels.gemv import gemv
 
-            y = gemv(flat, *args) if kernel == "Triton GEMV" else gemm(flat, *args)
+        with _current(x.device):
+            y = {"Triton GEMV": gemv, "Triton GEMM": gemm, "dense tiles": dense_gemm}[kernel](flat, *args)
     return y.view(*x.shape[:-1], rows)
 
 
 def product_kernel(batch: int, *args: Any) -> str:
-    """What multiplies `batch` rows of x by the weight ops.packed_args: "CUDA", "Triton GEMV" or "Triton GEMM".
+    """What multiplies `batch` rows of x by the weight ops.packed_args, by name.
 
     The CUDA extension's plain kernel takes more instructions than Triton's GEMV (bench/cuda_counts.py --plain).
     """
     few = batch <= GEMV_BATCH
     if _has_cuda(args[0].device) and ((few and cuda.is_fast_layout(*args)) or not has_triton()):
         return "CUDA"
-    return "Triton GEMV" if few else "Triton GEMM"
+    return "Triton GEMV" if few else "Triton GEMM" if batch <= GEMM_BATCH else "dense tiles"
 
 
 def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
@@ -66,7 +68,7 @@ def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
     if dy.shape[-1] != rows:
         raise InputError(f"packed weight times {list(dy.shape)}: the last dimension must be {rows}")
     require_triton("the gradient of arb.linear on a CUDA device")
-    from .triton_kernels.dequantize import dequantize
+    from .triton_kernels.dequantize import stored_rows
 
     flat = dy.reshape(-1, rows).float()
     stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32, device=dy.device)
@@ -74,7 +76,7 @@ def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
     with _current(dy.device):
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            stored.addmm_(flat[:, first:last], dequantize(*args, first=first, last=last, stored=True))
+            stored.addmm_(flat[:, first:last], stored_rows(*args, first=first, last=last))
     dx = torch.empty_like(stored).index_copy_(1, args[-3].long(), stored)
     return dx.to(dy.dtype).view(*dy.shape[:-1], cols)
 

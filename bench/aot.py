@@ -41,10 +41,11 @@ from arbllm_kernels import QuantConfig
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.triton_kernels.arb import refine_arb
 from arbllm_kernels.triton_kernels.arb_rc import refine_arb_rc
-from arbllm_kernels.triton_kernels.dequantize import dequantize
+from arbllm_kernels.triton_kernels.dequantize import dequantize, stored_rows
 from arbllm_kernels.triton_kernels.gemm import gemm
 from arbllm_kernels.triton_kernels.gemv import gemv
 from arbllm_kernels.triton_kernels.launch import launched_by
+from arbllm_kernels.triton_kernels.levels import Sweeper
 from arbllm_kernels.triton_kernels.partition import partition, threshold_fractions
 from arbllm_kernels.triton_kernels.rounding import rounding_error
 
@@ -111,6 +112,9 @@ def workloads() -> dict[str, Any]:
         partition(weight, d, cfg, fractions)
         partition(weight, d, cfg, fractions, S)
 
+    # a panel: what columns should be, what they were, their coupling, row scales, column scales, which are salient
+    panel = torch.ones(64, n)
+    levels = (panel, panel, torch.ones(64, 64), torch.ones(6, n), panel[:, 0], panel[:, 0] > 0, torch.float16)
     w256, z256, S256 = torch.ones(1, n, 256), torch.zeros(1, n, 256, dtype=torch.uint8), torch.ones(1, 256, 256)
 
     return {
@@ -129,7 +133,9 @@ def workloads() -> dict[str, Any]:
         "arb 256": lambda: refine_arb(w256, z256, 4, 2, 2, 1),
         "arb-x 256": lambda: refine_arb(w256, z256, 4, 2, 2, 1, S256),
         "search 256": lambda: partition(w256, torch.ones(1, 256), cfg, fractions, S256),
+        "levels": lambda: Sweeper().sweep(*levels),
         "dense": lambda: dequantize(*pw),
+        "dense fp16": lambda: stored_rows(*pw, first=0, last=n, dtype=torch.float16),
         **{f"batch {b}": lambda b=b: gemv(x[torch.float16][:b], *pw) for b in (1, 8)},
         "batch 16 fp16": lambda: gemm(x[torch.float16][:16], *pw),
         **{f"batch 64 {str(t)[6:]}": lambda t=t: gemm(x[t], *pw) for t in x},

@@ -28,10 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "triton"))
 import llama_bench
 from helpers import random_packed
-from products import assert_product
 from rich.console import Console
 from rich.table import Table
 
@@ -40,8 +38,12 @@ from arbllm_kernels.config import METHODS
 from arbllm_kernels.ops import packed_args
 
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
-BATCHES = (1, 2, 4, 8, 16, 64, 256, 2048)
-SALIENT = 0.08  # share of salient columns; about what the partition search picks
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 2048)
+# Layouts as the presets make them, with the share of salient columns that gives their bits per weight.
+LAYOUTS = {
+    "paper": {"salient": 0.08},
+    "best": {"block_size": 2048, "salient": 0.87, "shared": True, "coded": True},
+}
 ROUNDS = 50
 CALLS = 40  # at least so many in a graph, so that starting it does not count
 GROUP = 128  # of GemLite's scales
@@ -114,31 +116,42 @@ def measured(shape: str, contenders: Sequence[Contender], x: Tensor, speed: floa
     return rows
 
 
-def products(rows: int, cols: int, speed: float) -> list[Row]:
-    pw = random_packed(rows, cols, salient=SALIENT, seed=torch.seed() % (1 << 31))
-    args = [packed_args(pw.to("cuda")) for _ in range(copies(pw.nbytes))]
-    half = pw.dequantize().half().cuda()
+def products(rows: int, cols: int, speed: float, batches: Sequence[int]) -> list[Row]:
+    weights = {name: random_packed(rows, cols, seed=torch.seed() % (1 << 31), **LAYOUTS[name]) for name in LAYOUTS}
+    args = {n: [packed_args(pw.to("cuda")) for _ in range(copies(pw.nbytes))] for n, pw in weights.items()}
+    exact = {name: pw.dequantize().cuda().double() for name, pw in weights.items()}
+    half = exact["paper"].half()
     dense = [half.clone() for _ in range(copies(half.nbytes))]
     found = []
-    for batch in BATCHES:
-        x = torch.randn(batch, cols).half()
+    for batch in batches:
+        x = torch.randn(batch, cols, device="cuda").half()
         contenders = [Contender("cuBLAS fp16", half.nbytes, [lambda x, w=w: F.linear(x, w) for w in dense])]
-        for name, product in packed_products(batch, args[0]).items():
-            assert_product(product(x.cuda(), *args[0]).cpu(), x, pw, rounds_weights=True)
-            calls = [lambda x, a=a, product=product: product(x, *a) for a in args]
-            contenders.append(Contender(name, pw.nbytes, calls))
-        found += measured(f"{rows} x {cols}", contenders, x.cuda(), speed)
+        for layout, pw in weights.items():
+            for name, product in packed_products(batch, args[layout][0], every=layout == "paper").items():
+                assert_close(product(x, *args[layout][0]), x, exact[layout])
+                calls = [lambda x, a=a, product=product: product(x, *a) for a in args[layout]]
+                contenders.append(Contender(f"{layout}: {name}", pw.nbytes, calls))
+        found += measured(f"{rows} x {cols}", contenders, x, speed)
     return found
 
 
-def packed_products(batch: int, args: tuple) -> dict[str, Callable[..., Tensor]]:
-    """What arb::linear uses for so many rows of x, by name; and Triton's GEMV where it is not that."""
-    kernel = gpu.product_kernel(batch, *args)
-    found: dict[str, Callable[..., Tensor]] = {kernel: gpu.linear}
-    if kernel == "CUDA" and batch <= gpu.GEMV_BATCH and gpu.has_triton():
+def assert_close(y: Tensor, x: Tensor, weight: Tensor) -> None:
+    """x in half precision, times a weight that was rounded to it or not: the unit of rounding times sum |w||x|."""
+    wide = x.double()
+    bound = 2.0**-10 * (wide.abs() @ weight.abs().T)
+    if not bool(((y.double() - wide @ weight.T).abs() <= bound).all()):
+        raise SystemExit(f"RED: a product of {len(x)} rows is off; no times")
+
+
+def packed_products(batch: int, args: tuple, every: bool) -> dict[str, Callable[..., Tensor]]:
+    """What arb::linear uses for so many rows of x, by name; and, if asked, what else could serve them."""
+    found: dict[str, Callable[..., Tensor]] = {gpu.product_kernel(batch, *args): gpu.linear}
+    if every and gpu.has_triton():
+        from arbllm_kernels.triton_kernels.gemm import dense_gemm, gemm
         from arbllm_kernels.triton_kernels.gemv import gemv
 
-        found["Triton GEMV"] = gemv
+        others = {"Triton GEMV": gemv} if batch <= gpu.GEMV_BATCH else {"Triton GEMM": gemm, "dense tiles": dense_gemm}
+        found |= {name: kernel for name, kernel in others.items() if name not in found}
     return found
 
 
@@ -217,6 +230,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="files for llama.cpp, e.g. of 2-bit types")
     parser.add_argument("--llama-bench", default=shutil.which("llama-bench"), help="its program, built with CUDA")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="parts to measure")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="rows of x")
     given = parser.parse_args()
     file = given.markdown
     if not torch.cuda.is_available():
@@ -229,7 +243,7 @@ def main() -> None:
     if "products" in given.only:
         for shape in SHAPES:
             title = f"fp16 products on {device}, copy {speed / 1000:.0f} GB/s"
-            show(title, PRODUCT_HEAD, products(*shape, speed), file)
+            show(title, PRODUCT_HEAD, products(*shape, speed, given.batches), file)
     if "solver" in given.only:
         rows = [solver(4096, 4096, method) for method in METHODS]
         show(f"quantize_weight on {device}", ("matrix", "Triton s", "torch s", "speed-up"), rows, file)

@@ -28,10 +28,11 @@ from arbllm_kernels import QuantConfig
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.triton_kernels.arb import refine_arb
 from arbllm_kernels.triton_kernels.arb_rc import refine_arb_rc
-from arbllm_kernels.triton_kernels.dequantize import dequantize
+from arbllm_kernels.triton_kernels.dequantize import stored_rows
 from arbllm_kernels.triton_kernels.gemm import gemm
 from arbllm_kernels.triton_kernels.gemv import gemv
 from arbllm_kernels.triton_kernels.launch import launched_by
+from arbllm_kernels.triton_kernels.levels import Sweeper
 from arbllm_kernels.triton_kernels.partition import partition, threshold_fractions
 from arbllm_kernels.triton_kernels.rounding import rounding_error
 
@@ -55,7 +56,10 @@ def workloads() -> dict[str, Callable[[], object]]:
         scales = refine_arb_rc(weight, zone, 4, 2, 2, 1).rounded(torch.float16)
         rounding_error(weight, d, zone, scales, 2)
 
+    panel = torch.randn(16, N)
+    levels = (panel, None, torch.randn(16, 16), torch.rand(6, N), panel[:, 0].abs(), panel[:, 0] > 0, torch.float16)
     return {
+        "levels": lambda: Sweeper().sweep(*levels),
         "arb": lambda: refine_arb(weight, zone, 4, 2, 2, 2),
         "arb-x": lambda: refine_arb(weight, zone, 4, 2, 2, 2, S),
         "arb-rc": rounding,
@@ -66,7 +70,7 @@ def workloads() -> dict[str, Callable[[], object]]:
         "gemv, preset": lambda: gemv(half[:1], *preset),
         "gemm": lambda: gemm(half, *paper),
         "gemm, preset": lambda: gemm(half, *preset),
-        "dequantize": lambda: dequantize(*paper, stored=True),
+        "dequantize": lambda: stored_rows(*paper, first=0, last=paper[10][0]),
     }
 
 

@@ -190,9 +190,9 @@ def _backend(backend: str, device: torch.device) -> Backend:
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r}: must be one of {', '.join(BACKENDS)}")
     if solver_is_triton(backend, device, 0):
-        from ..triton_kernels.levels import ENGINE  # here, because it imports this folder, and Triton
+        from ..triton_kernels.levels import engine  # here, because it imports this folder, and Triton
 
-        return dataclasses.replace(TORCH, levels=ENGINE)
+        return dataclasses.replace(TORCH, levels=engine())
     if backend == "torch" or (backend == "auto" and device.type != "cpu"):
         return TORCH
     if device.type != "cpu":

@@ -100,7 +100,14 @@ class ProductConfig:
     num_warps: int
     x_rows: int = 1
     num_stages: int = 2
+    programs: int = 512
     fusion: bool = True
+
+    def parts(self, tiles: int, cols: int) -> tuple[int, int]:
+        """(parts, columns of each, a multiple of 128) to make about `programs` programs of so many tiles."""
+        each = -(-cols // max(1, self.programs // tiles))
+        each = -(-each // 128) * 128
+        return -(-cols // each), each
 
     @property
     def options(self) -> dict[str, Any]:

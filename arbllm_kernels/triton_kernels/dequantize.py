@@ -18,22 +18,32 @@ from .launch import launch
 from .weight_tile import packed_kernel_args, weight_tile
 
 
-def dequantize(*args: Any, first: int = 0, last: int | None = None, stored: bool = False) -> Tensor:
-    """arb::dequantize: rows first .. last - 1 of the dense weight, float32, in column or storage order."""
-    arguments, options, factor = packed_kernel_args(*args)
-    order, (rows, cols, block) = args[8], args[10][:3]
-    rows = (rows if last is None else last) - first
-    dense = torch.empty(rows, cols, dtype=torch.float32, device=args[0].device)
-    tiles = -(-block // 32)
+def dequantize(*args: Any) -> Tensor:
+    """arb::dequantize: the dense weight, float32, in column order."""
+    dense = stored_rows(*args, first=0, last=args[10][0])
+    return torch.empty_like(dense).index_copy_(1, args[8].long(), dense)
+
+
+def stored_rows(
+    *args: Any, first: int, last: int, dtype: torch.dtype = torch.float32, factor: float | None = None
+) -> Tensor:
+    """Rows first .. last - 1 of the dense weight, in storage order, rounded to `dtype`.
+
+    factor: in place of the weight's 2^exponent.
+    """
+    arguments, options, own = packed_kernel_args(*args)
+    cols, block = args[10][1:3]
+    rows, tiles = last - first, -(-block // 32)
+    dense = torch.empty(rows, cols, dtype=dtype, device=args[0].device)
     launch(
         dequantize_kernel,
         (-(-rows // DEQUANTIZE.rows), tiles * -(-cols // block)),
-        *(*arguments, dense, factor, tiles, first, rows),
+        *(*arguments, dense, own if factor is None else factor, tiles, first, rows),
         ROWS=DEQUANTIZE.rows,
         **options,
         **DEQUANTIZE.options,
     )
-    return dense if stored else torch.empty_like(dense).index_copy_(1, order.long(), dense)
+    return dense
 
 
 @triton.jit(do_not_specialize=["blocks", "tiles", "first_row", "count"])
@@ -53,7 +63,7 @@ def dequantize_kernel(
     blocks,
     words,
     second_words,
-    dense,  # float32 [count, m], storage order
+    dense,  # [count, m], storage order
     factor: tl.float32,
     tiles,  # per block
     first_row,
@@ -80,4 +90,4 @@ def dequantize_kernel(
                 *(n, m, block_size, blocks, words, second_words, first_row + own, block, first, factor),
                 *(salient, GROUPS, SALIENT_GROUPS, ORDER, SHARED, ALIGNED),
             )
-            tl.store(dense, value, mask=real & kind[:, None])
+            tl.store(dense, value.to(dense.dtype.element_ty), mask=real & kind[:, None])

@@ -23,8 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import ADD_PARTS, gemv_config
+from .configs import gemv_config
 from .launch import launch
+from .parts import sum_parts
 from .weight_tile import group_words, member_words, packed_kernel_args, words_at
 
 
@@ -48,8 +49,7 @@ def gemv(x: Tensor, *args: Any) -> Tensor:
         **options,
         **config.options,
     )
-    tiles = -(-y.numel() // ADD_PARTS.rows)
-    launch(add_parts, (tiles,), sums, y, y.numel(), parts, ROWS=ADD_PARTS.rows, **ADD_PARTS.options())
+    sum_parts(sums, y)
     return y
 
 
@@ -199,16 +199,6 @@ def _zone_sums(
                     size = (w.to(tl.uint32, bitcast=True) & 0x40000000).to(tl.float32, bitcast=True)
                     plain = _replaced(plain, g, _dot(size, values, part, plain[g]), GROUPS)
     return zones, plain
-
-
-@triton.jit(do_not_specialize=["size", "parts"])
-def add_parts(sums, y, size, parts, ROWS: tl.constexpr):
-    """sums: float32 [parts, size] -> y [size]."""
-    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    total = tl.zeros([ROWS], tl.float32)
-    for part in range(parts):
-        total += tl.load(sums + part * size + at, mask=at < size, other=0.0)
-    tl.store(y + at, total.to(y.dtype.element_ty), mask=at < size)
 
 
 @triton.jit

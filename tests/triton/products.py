@@ -33,7 +33,7 @@ def assert_product(y: Tensor, x: Tensor, pw: PackedWeight, *, rounds_weights: bo
 
     `truncates`: y is cut off instead of rounded, as Triton's interpreter does it for bfloat16.
     """
-    dense, wide = pw.dequantize().double(), x.double()
+    dense, wide = pw.dequantize().to(y.device).double(), x.to(y.device).double()
     expected, size = wide @ dense.T, wide.abs() @ dense.abs().T
     unit = UNIT[x.dtype]
     bound = (

@@ -17,7 +17,7 @@ from helpers import random_packed
 from products import LAYOUTS, assert_product
 
 from arbllm_kernels import QuantConfig
-from arbllm_kernels.methods import hessian_factor, solve
+from arbllm_kernels.methods import hessian_factor, levels, solve
 from arbllm_kernels.methods.solve import BINARIZERS
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.triton_kernels.arb import refine_arb
@@ -26,6 +26,7 @@ from arbllm_kernels.triton_kernels.dequantize import dequantize
 from arbllm_kernels.triton_kernels.gemm import gemm
 from arbllm_kernels.triton_kernels.gemv import gemv
 from arbllm_kernels.triton_kernels.launch import launched_by
+from arbllm_kernels.triton_kernels.levels import Sweeper
 from arbllm_kernels.triton_kernels.solve import solve_batch
 
 PLACES = [os.environ.get("ARBLLM_PTXVM", ""), str(Path(__file__).resolve().parents[3] / "shared")]
@@ -92,6 +93,17 @@ def test_solver(launches, method):
     }
 
 
+@pytest.mark.parametrize("storage", [torch.float16, torch.float32])
+def test_levels(launches, storage):
+    work, before, coupling = torch.randn(5, 70), torch.randn(5, 70), torch.randn(5, 5) * 0.1
+    scales = torch.rand(6, 70).sort(0, descending=True).values
+    given = (work, before, coupling, scales, torch.rand(5) + 0.5, torch.rand(5) < 0.5, storage)
+    found, expected = Sweeper().sweep(*given), levels.sweep(*given)
+    assert [name for name, _ in launches] == ["levels_step"] * 6
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", ["arb-rc + cgb", "means and four groups", "coded row scales", "explicit order"])
 def test_dequantize(launches, name):
     rows, cols, size, options = LAYOUTS[name]
@@ -125,3 +137,4 @@ def test_gemm(launches, batch, dtype):
     pw = random_packed(37, 200, 128, coded=True, shared=True, ordered=True)
     x = torch.randn(batch, 200).to(dtype)
     assert_product(gemm(x, *packed_args(pw)), x, pw, rounds_weights=dtype is not torch.float32)
+    assert [kernel for kernel, _ in launches] == ["gemm_kernel", "add_parts"]

@@ -10,7 +10,7 @@ import torch
 from arbllm_kernels import QuantConfig, quantize_weight
 from arbllm_kernels.methods import levels
 from arbllm_kernels.triton_kernels import launch
-from arbllm_kernels.triton_kernels.levels import sweep
+from arbllm_kernels.triton_kernels.levels import Sweeper
 
 
 def panel(k, n, salient=0.4):
@@ -23,7 +23,7 @@ def panel(k, n, salient=0.4):
 
 def check(work, before, coupling, scales, col, salient, storage):
     kept = [t.clone() for t in (work, coupling, scales, col)]
-    found = sweep(work, before, coupling, scales, col, salient, storage)
+    found = Sweeper().sweep(work, before, coupling, scales, col, salient, storage)
     expected = levels.sweep(work, before, coupling, scales, col, salient, storage)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
@@ -56,6 +56,15 @@ def test_a_column_without_any_sum_keeps_its_scale():
     work, coupling, scales, col, mask = panel(3, 10)
     work.zero_()
     check(work, None, coupling, scales, col, mask, torch.float32)
+
+
+def test_panels_of_one_shape_share_buffers_and_nothing_else():
+    sweeper, panels = Sweeper(), [panel(4, 20), panel(4, 20)]
+    panels[1] = (panels[1][0] * 2, *panels[1][1:])
+    found = [sweeper.sweep(p[0], None, *p[1:], torch.float32) for p in panels]
+    for p, answer in zip(panels, found, strict=True):
+        for a, b in zip(answer, Sweeper().sweep(p[0], None, *p[1:], torch.float32), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_the_whole_solver(monkeypatch):

@@ -9,8 +9,10 @@ from products import LAYOUTS, assert_product
 
 from arbllm_kernels import InputError, gpu
 from arbllm_kernels.ops import packed_args
-from arbllm_kernels.triton_kernels.dequantize import dequantize
-from arbllm_kernels.triton_kernels.gemm import gemm
+from arbllm_kernels.triton_kernels import gemm as module
+from arbllm_kernels.triton_kernels.configs import ProductConfig
+from arbllm_kernels.triton_kernels.dequantize import dequantize, stored_rows
+from arbllm_kernels.triton_kernels.gemm import dense_gemm, gemm
 from arbllm_kernels.triton_kernels.gemv import gemv
 
 
@@ -23,7 +25,12 @@ def packed(name):
 def test_dequantize_has_the_bits_of_the_oracle(name):
     pw = packed(name)
     assert torch.equal(dequantize(*packed_args(pw)), pw.dequantize())
-    assert torch.equal(dequantize(*packed_args(pw), stored=True), pw.dequantize()[:, pw.order.long()])
+    rows = pw.layout.rows
+    stored = pw.dequantize()[:, pw.order.long()]
+    assert torch.equal(stored_rows(*packed_args(pw), first=0, last=rows), stored)
+    half = stored_rows(*packed_args(pw), first=rows // 2, last=rows, dtype=torch.float16, factor=1.0)
+    exact = stored[rows // 2 :].double() * 2.0**-pw.layout.exponent
+    torch.testing.assert_close(half.double(), exact, rtol=2**-10, atol=2**-24)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -51,7 +58,24 @@ def test_gemm(batch, dtype):
     assert_product(gemm(x, *packed_args(pw)), x, pw, rounds_weights=dtype is torch.float16)
 
 
-@pytest.mark.parametrize("batch", [(), (8,), (3, 3), (0,)])
+@pytest.mark.parametrize("per_part", [128, 256, 384])
+def test_gemm_in_parts_that_end_inside_a_block(per_part, monkeypatch):
+    pw = random_packed(9, 600, 320, salient=0.5)
+    monkeypatch.setattr(ProductConfig, "parts", lambda *_: (-(-600 // per_part), per_part))
+    x = torch.randn(3, 600)
+    assert_product(gemm(x, *packed_args(pw)), x, pw, rounds_weights=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("name", ["short last block", "explicit order", "fp32 scales", "zero"])
+def test_dense_gemm(name, dtype, monkeypatch):
+    pw = packed(name)
+    monkeypatch.setattr(module, "TILE_WEIGHTS", 4 * pw.layout.cols)
+    x = torch.randn(3, pw.layout.cols).to(dtype)
+    assert_product(dense_gemm(x, *packed_args(pw)), x, pw, rounds_weights=dtype is torch.float16)
+
+
+@pytest.mark.parametrize("batch", [(), (8,), (3, 3), (70,), (0,)])
 def test_gpu_linear_picks_by_batch(batch, monkeypatch):
     pw = packed("one row")
     x = torch.randn(*batch, pw.layout.cols)
