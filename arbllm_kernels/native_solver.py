@@ -28,15 +28,15 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
     salient = salient_columns(s, cfg.max_salient)
     group = torch.zeros(s.shape, dtype=torch.int64)
     columns = torch.nonzero(salient)[:, 0]
-    part = s[:, columns]
+    part = s.index_select(1, columns)
     remaining: Tensor | None = None  # all of the part
     for _ in range(cfg.salient_groups - 1):
         thresholds = quantiles(part, remaining, None, cfg.thresholds)
         remaining = _low_side(part, remaining, split(part, remaining, thresholds, order=2))
-        group[:, columns] += remaining
+        group.index_add_(1, columns, remaining.long())
     residual = salient_residual(s, salient, group, cfg, fit_arb) if S is not None else None
     columns = torch.nonzero(~salient)[:, 0]
-    part = s[:, columns]
+    part = s.index_select(1, columns)
     remaining = None
     for last in range(cfg.groups - 2, -1, -1):
         thresholds = quantiles(part, remaining, s.numel(), cfg.thresholds)
@@ -48,7 +48,7 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
             if last > 0:  # the next split needs to know what the high side leaves
                 residual = split_by_output(part, columns, members, thresholds[best : best + 1], residual, S)[1]
             remaining = _low_side(part, remaining, float(thresholds[best]))
-        group[:, columns] += remaining
+        group.index_add_(1, columns, remaining.long())
     return Partition(salient, group)
 
 
@@ -128,8 +128,8 @@ def output_costs(
         )
     symmetric = (S.double() + S.double().T) / 2  # tr(R S R^T) sees no more of S
     untouched = residual.double()
-    untouched[:, columns] += s * members
-    z = (untouched @ symmetric)[:, columns].contiguous()
+    untouched.index_add_(1, columns, (s * members).double())
+    z = (untouched @ symmetric).index_select(1, columns)
     local = symmetric[columns][:, columns].float().contiguous()
     thresholds = thresholds.contiguous()
     costs = torch.empty(len(thresholds), dtype=torch.float64)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..block import Block
+from ..block import Block, signed
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Fit:
             scale = self.row_scale[:, o : o + 1]
             if self.col_scale is not None:
                 scale = scale * self.col_scale[o]
-            out += torch.where(plane, scale, -scale)
+            out += signed(plane, scale)
         return out if self.mean is None else out + self.mean[:, None]
 
 

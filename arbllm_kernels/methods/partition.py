@@ -227,10 +227,9 @@ def salient_residual(
 ) -> Tensor:
     """What ARB of order 2 leaves of s on the salient columns, 0 elsewhere."""
     columns = torch.nonzero(salient)[:, 0]
-    part, left = s[:, columns], s[:, columns]
+    part, zone = s.index_select(1, columns), group.index_select(1, columns)
+    left = torch.zeros_like(part)
     for g in range(cfg.salient_groups if len(columns) else 0):
-        mask = group[:, columns] == g
-        left = torch.where(mask, part - binarize(Zone(part, mask), 2, cfg.iters).values(), left)
-    residual = torch.zeros_like(s)
-    residual[:, columns] = left
-    return residual
+        mask = zone == g
+        left += (part - binarize(Zone(part, mask), 2, cfg.iters).values()) * mask
+    return torch.zeros_like(s).index_copy_(1, columns, left)

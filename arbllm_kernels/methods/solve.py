@@ -213,12 +213,17 @@ def binarize_block(
         columns = torch.nonzero(zones.salient == salient)[:, 0]
         if columns.numel() == 0:
             continue
-        part, group = weight[:, columns], zones.group[:, columns]
+        part, group = weight.index_select(1, columns), zones.group.index_select(1, columns)
         local = None if S is None else S[columns][:, columns]
         order = cfg.salient_order if salient else 1
+        planes = torch.zeros(order, *part.shape, dtype=torch.bool, device=part.device)
         for g in range(cfg.salient_groups if salient else cfg.groups):
             mask = group == g
-            result.put(salient, g, columns, mask, binarize(Zone(part, mask, local), order, cfg.iters))
+            fit = binarize(Zone(part, mask, local), order, cfg.iters)
+            for all_zones, plane in zip(planes, fit.planes, strict=True):
+                all_zones |= plane & mask
+            result.put_scales(salient, g, columns, fit)
+        result.put_planes(columns, planes)
     return result.block()
 
 
@@ -234,11 +239,12 @@ class _BlockUnderWork:
         self._mean = None if cfg.has_column_scales else weight.new_zeros(n, cfg.salient_groups + cfg.groups)
         self._col = weight.new_zeros(2, cfg.groups, k) if cfg.has_column_scales else None
 
-    def put(self, salient: bool, g: int, columns: Tensor, mask: Tensor, fit: Fit) -> None:
+    def put_planes(self, columns: Tensor, planes: Tensor) -> None:
+        for own, plane in zip(self._planes, planes, strict=False):  # other columns than salient ones have one
+            own.index_copy_(1, columns, plane)
+
+    def put_scales(self, salient: bool, g: int, columns: Tensor, fit: Fit) -> None:
         cfg = self._cfg
-        for o, plane in enumerate(fit.planes):
-            kept = self._planes[o][:, columns]
-            self._planes[o][:, columns] = torch.where(mask, plane, kept)
         first = g * cfg.salient_order if salient else cfg.salient_groups * cfg.salient_order + g
         self._row[:, first : first + len(fit.planes)] = fit.row_scale
         if self._mean is not None and fit.mean is not None:
@@ -272,7 +278,7 @@ def _check_matrix(name: str, t: Tensor) -> None:
         raise InputError(f"{name} must be a non-empty matrix, got shape {list(t.shape)}")
     if not t.is_floating_point():
         raise InputError(f"{name} {list(t.shape)} must be floating point, got {t.dtype}")
-    if not bool(torch.isfinite(t).all()):
+    if not all(math.isfinite(end) for end in t.aminmax()):  # NaN anywhere makes both NaN
         raise InputError(f"{name} {list(t.shape)} holds NaN or Inf")
 
 

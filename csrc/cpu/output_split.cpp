@@ -155,17 +155,23 @@ struct OutputRows {
             int64_t near_low[1] = {}, near_high[1] = {};
             Range<kLanes> range{row, 0, 0};
             const Below all{static_cast<double>(row.count), row.sum(row.count)};
+            double value = 0;
             for (size_t q = 0; q < thresholds.size(); ++q) {
-                range.first = row.below(thresholds[q].first, range.first);
-                range.last = std::max(range.first, row.below(thresholds[q].last, range.last));
-                const Below inside = range.up_to(range.last);
-                const Levels low = levels(Inside<kLanes>{range, near_low}, inside, near_low, row);
-                const Levels high = levels(Outside<kLanes>{range, near_high}, all - inside, near_high, row);
-                e.move(kFirst, range.first);
-                e.move(kLast, range.last);
-                e.move(kLowSign, low.sign_changes);
-                e.move(kHighSign, high.sign_changes);
-                costs[q] += cost(e, low, high);
+                const int64_t first = row.below(thresholds[q].first, range.first);
+                const int64_t last = std::max(first, row.below(thresholds[q].last, range.last));
+                if (q == 0 || first != range.first || last != range.last) {
+                    range.first = first;
+                    range.last = last;
+                    const Below inside = range.up_to(last);
+                    const Levels low = levels(Inside<kLanes>{range, near_low}, inside, near_low, row);
+                    const Levels high = levels(Outside<kLanes>{range, near_high}, all - inside, near_high, row);
+                    e.move(kFirst, first);
+                    e.move(kLast, last);
+                    e.move(kLowSign, low.sign_changes);
+                    e.move(kHighSign, high.sign_changes);
+                    value = cost(e, low, high);
+                }
+                costs[q] += value;
             }
         };
     }
