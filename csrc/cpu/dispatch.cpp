@@ -54,7 +54,8 @@ bool has_avx512vnni() {
 
 bool has_avx512vbmi() {
     unsigned a, b, c, d;
-    return has_avx512vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c & bit_AVX512VBMI) != 0;
+    constexpr unsigned kLeaf7 = bit_AVX512VBMI | bit_AVX512VBMI2;
+    return has_avx512vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c & kLeaf7) == kLeaf7;
 }
 
 #elif defined(__aarch64__)

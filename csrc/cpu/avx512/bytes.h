@@ -56,8 +56,13 @@ inline Bytes pick_bits(Bytes m, Bytes if_set, Bytes if_clear) {
 
 // The bits from bit `shift` (0..7) of byte p on; reads 8 bytes more than it returns.
 inline Bytes load_bits(const unsigned char* p, int shift) {
-    const __m512i right = _mm512_set1_epi64(shift), left = _mm512_set1_epi64(64 - shift);
+    const __m512i right = _mm512_set1_epi64(shift);
+#if defined(__AVX512VBMI2__)
+    return _mm512_shrdv_epi64(load_columns(p), load_columns(p + 8), right);
+#else
+    const __m512i left = _mm512_set1_epi64(64 - shift);
     return _mm512_or_si512(_mm512_srlv_epi64(load_columns(p), right), _mm512_sllv_epi64(load_columns(p + 8), left));
+#endif
 }
 
 inline Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
