@@ -25,7 +25,7 @@ from . import cuda
 from .errors import InputError
 
 GEMV_BATCH = 8
-GEMM_BATCH = 64
+GEMM_BATCH = 128
 MAX_SOLVER_BLOCK = 256  # columns of a block that the solver kernels keep in registers
 TILE_WEIGHTS = 1 << 24  # weights per dequantized tile: 64 MB of float32
 
@@ -68,7 +68,7 @@ def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
     if dy.shape[-1] != rows:
         raise InputError(f"packed weight times {list(dy.shape)}: the last dimension must be {rows}")
     require_triton("the gradient of arb.linear on a CUDA device")
-    from .triton_kernels.dequantize import stored_rows
+    from .triton_kernels.dequantize import stored_columns
 
     flat = dy.reshape(-1, rows).float()
     stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32, device=dy.device)
@@ -76,7 +76,7 @@ def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
     with _current(dy.device):
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            stored.addmm_(flat[:, first:last], stored_rows(*args, first=first, last=last))
+            stored.addmm_(flat[:, first:last], stored_columns(*args, first=first, last=last).T)
     dx = torch.empty_like(stored).index_copy_(1, args[-3].long(), stored)
     return dx.to(dy.dtype).view(*dy.shape[:-1], cols)
 

@@ -41,7 +41,7 @@ from arbllm_kernels import QuantConfig
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.triton_kernels.arb import refine_arb
 from arbllm_kernels.triton_kernels.arb_rc import refine_arb_rc
-from arbllm_kernels.triton_kernels.dequantize import dequantize, stored_rows
+from arbllm_kernels.triton_kernels.dequantize import dequantize, stored_columns
 from arbllm_kernels.triton_kernels.gemm import gemm
 from arbllm_kernels.triton_kernels.gemv import gemv
 from arbllm_kernels.triton_kernels.launch import launched_by
@@ -135,7 +135,7 @@ def workloads() -> dict[str, Any]:
         "search 256": lambda: partition(w256, torch.ones(1, 256), cfg, fractions, S256),
         "levels": lambda: Sweeper().sweep(*levels),
         "dense": lambda: dequantize(*pw),
-        "dense fp16": lambda: stored_rows(*pw, first=0, last=n, dtype=torch.float16),
+        "dense fp16": lambda: stored_columns(*pw, first=0, last=n, dtype=torch.float16),
         **{f"batch {b}": lambda b=b: gemv(x[torch.float16][:b], *pw) for b in (1, 8)},
         "batch 16 fp16": lambda: gemm(x[torch.float16][:16], *pw),
         **{f"batch 64 {str(t)[6:]}": lambda t=t: gemm(x[t], *pw) for t in x},

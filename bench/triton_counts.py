@@ -28,7 +28,7 @@ from arbllm_kernels import QuantConfig
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.triton_kernels.arb import refine_arb
 from arbllm_kernels.triton_kernels.arb_rc import refine_arb_rc
-from arbllm_kernels.triton_kernels.dequantize import stored_rows
+from arbllm_kernels.triton_kernels.dequantize import stored_columns
 from arbllm_kernels.triton_kernels.gemm import gemm
 from arbllm_kernels.triton_kernels.gemv import gemv
 from arbllm_kernels.triton_kernels.launch import launched_by
@@ -70,7 +70,7 @@ def workloads() -> dict[str, Callable[[], object]]:
         "gemv, preset": lambda: gemv(half[:1], *preset),
         "gemm": lambda: gemm(half, *paper),
         "gemm, preset": lambda: gemm(half, *preset),
-        "dequantize": lambda: stored_rows(*paper, first=0, last=paper[10][0]),
+        "dequantize": lambda: stored_columns(*paper, first=0, last=paper[10][0]),
     }
 
 

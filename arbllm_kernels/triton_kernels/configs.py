@@ -100,6 +100,7 @@ class ProductConfig:
     num_warps: int
     x_rows: int = 1
     num_stages: int = 2
+    registers: int | None = None  # per thread at most, where the assembler's own choice spills
     programs: int = 512
     fusion: bool = True
 
@@ -111,7 +112,13 @@ class ProductConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fusion}
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": self.fusion,
+            **limit,
+        }
 
 
 SENSITIVITY = RowConfig(rows=16, num_warps=4, max_parts=256, fusion=False)
@@ -128,7 +135,7 @@ DEQUANTIZE = ProductConfig(rows=128, num_warps=4, num_stages=1, fusion=False)
 GEMV_FEW = GemvConfig(rows=128, registers=192)
 GEMV_MANY = GemvConfig(rows=64, registers=192)
 ADD_PARTS = RowConfig(rows=128, num_warps=4)
-GEMM_FEW = ProductConfig(rows=128, x_rows=16, num_warps=4)
+GEMM_FEW = ProductConfig(rows=128, x_rows=16, num_warps=4, num_stages=1, registers=224)
 GEMM_MANY = ProductConfig(rows=128, x_rows=64, num_warps=4)
 GEMM_FP32 = ProductConfig(rows=64, x_rows=32, num_warps=4)
 

@@ -1,7 +1,8 @@
 """Dense weights from packed ones, bit for bit (oracle: PackedWeight.dequantize).
 
-Grid: (tiles of rows, tiles of columns). In registers: one tile of weight_tile.py, in storage order; the library brings
-columns into their own. Nothing is fused, so that every value is rounded as docs/format.md says.
+Grid: (tiles of rows, tiles of columns). In registers: one tile of weight_tile.py, whose lanes are rows. So what is
+written is W^T, [m, n], where neighbouring lanes fill whole lines of memory; columns stand in storage order, and the
+library brings them into their own. Nothing is fused: every value is rounded as docs/format.md says.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from .weight_tile import packed_kernel_args, weight_tile
 
 
 def dequantize(*args: Any) -> Tensor:
-    """arb::dequantize: the dense weight, float32, in column order."""
-    dense = stored_rows(*args, first=0, last=args[10][0])
-    return torch.empty_like(dense).index_copy_(1, args[8].long(), dense)
+    """arb::dequantize: the dense weight, float32 [n, m], in column order."""
+    stored = stored_columns(*args, first=0, last=args[10][0])
+    return torch.empty_like(stored).index_copy_(0, args[8].long(), stored).T.contiguous()
 
 
-def stored_rows(
+def stored_columns(
     *args: Any, first: int, last: int, dtype: torch.dtype = torch.float32, factor: float | None = None
 ) -> Tensor:
-    """Rows first .. last - 1 of the dense weight, in storage order, rounded to `dtype`.
+    """Rows first .. last - 1 of the dense weight, transposed: [m, last - first], m in storage order, of `dtype`.
 
     factor: in place of the weight's 2^exponent.
     """
     arguments, options, own = packed_kernel_args(*args)
     cols, block = args[10][1:3]
     rows, tiles = last - first, -(-block // 32)
-    dense = torch.empty(rows, cols, dtype=dtype, device=args[0].device)
+    dense = torch.empty(cols, rows, dtype=dtype, device=args[0].device)
     launch(
         dequantize_kernel,
         (-(-rows // DEQUANTIZE.rows), tiles * -(-cols // block)),
@@ -63,7 +64,7 @@ def dequantize_kernel(
     blocks,
     words,
     second_words,
-    dense,  # [count, m], storage order
+    dense,  # [m, count], storage order
     factor: tl.float32,
     tiles,  # per block
     first_row,
@@ -81,7 +82,7 @@ def dequantize_kernel(
     place = first + tl.arange(0, 32)
     at = block * block_size + place
     real = (own < count)[None, :] & ((place < block_size) & (at < m))[:, None]
-    dense += own.to(tl.int64)[None, :] * m + at[:, None]
+    dense += at.to(tl.int64)[:, None] * count + own[None, :]
     for salient in tl.static_range(2):
         kind = (place < count_salient) if salient else (place >= count_salient)
         if tl.max(kind.to(tl.int32), 0) > 0:

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import gemm_config
-from .dequantize import stored_rows
+from .dequantize import stored_columns
 from .launch import launch
 from .parts import sum_parts
 from .weight_tile import packed_kernel_args, weight_tile
@@ -62,8 +62,8 @@ def dense_gemm(x: Tensor, *args: Any) -> Tensor:
     step = max(1, TILE_WEIGHTS // cols)
     for first in range(0, rows, step):
         last = min(first + step, rows)
-        dense = stored_rows(*args, first=first, last=last, dtype=x.dtype, factor=1.0)
-        torch.addmm(y.new_empty(1), stored, dense.T, beta=0.0, alpha=factor, out=y[:, first:last])
+        dense = stored_columns(*args, first=first, last=last, dtype=x.dtype, factor=1.0)
+        torch.addmm(y.new_empty(1), stored, dense, beta=0.0, alpha=factor, out=y[:, first:last])
     return y
 
 

@@ -11,7 +11,7 @@ from arbllm_kernels import ARBLinear, QuantConfig, linear, quantize_weight
 from arbllm_kernels.config import METHODS, PAPER_METHODS
 from arbllm_kernels.methods import hessian_factor
 from arbllm_kernels.ops import packed_args
-from arbllm_kernels.triton_kernels.dequantize import dequantize, stored_rows
+from arbllm_kernels.triton_kernels.dequantize import dequantize, stored_columns
 from arbllm_kernels.triton_kernels.gemv import gemv
 from arbllm_kernels.triton_kernels.solve import block_loop
 
@@ -97,8 +97,8 @@ def test_dequantize_has_the_bits_of_the_oracle(name):
     # Triton's own: where the CUDA kernels were built, the layer does not use it.
     args = packed_args(pw.to("cuda"))
     assert torch.equal(dequantize(*args).cpu(), pw.dequantize())
-    rows = stored_rows(*args, first=0, last=pw.layout.rows).cpu()
-    assert torch.equal(rows, pw.dequantize()[:, pw.order.long()])
+    stored = stored_columns(*args, first=0, last=pw.layout.rows).cpu()
+    assert torch.equal(stored.T, pw.dequantize()[:, pw.order.long()])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -11,7 +11,7 @@ from arbllm_kernels import InputError, gpu
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.triton_kernels import gemm as module
 from arbllm_kernels.triton_kernels.configs import ProductConfig
-from arbllm_kernels.triton_kernels.dequantize import dequantize, stored_rows
+from arbllm_kernels.triton_kernels.dequantize import dequantize, stored_columns
 from arbllm_kernels.triton_kernels.gemm import dense_gemm, gemm
 from arbllm_kernels.triton_kernels.gemv import gemv
 
@@ -27,10 +27,10 @@ def test_dequantize_has_the_bits_of_the_oracle(name):
     assert torch.equal(dequantize(*packed_args(pw)), pw.dequantize())
     rows = pw.layout.rows
     stored = pw.dequantize()[:, pw.order.long()]
-    assert torch.equal(stored_rows(*packed_args(pw), first=0, last=rows), stored)
-    half = stored_rows(*packed_args(pw), first=rows // 2, last=rows, dtype=torch.float16, factor=1.0)
+    assert torch.equal(stored_columns(*packed_args(pw), first=0, last=rows).T, stored)
+    half = stored_columns(*packed_args(pw), first=rows // 2, last=rows, dtype=torch.float16, factor=1.0)
     exact = stored[rows // 2 :].double() * 2.0**-pw.layout.exponent
-    torch.testing.assert_close(half.double(), exact, rtol=2**-10, atol=2**-24)
+    torch.testing.assert_close(half.T.double(), exact, rtol=2**-10, atol=2**-24)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
