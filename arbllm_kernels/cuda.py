@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import operator
+import threading
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,35 @@ class Weight(ctypes.Structure):
         return cls(*sizes, TYPES[scale], TYPES[row], *buffers)
 
 
+class _Kept:
+    """What a product needs of a weight besides its tensors: making it anew takes longer than most products.
+
+    It is kept as long as the sign plane lives, and made again as soon as a part is another tensor or lies elsewhere.
+    """
+
+    def __init__(self, args: tuple[Any, ...], addresses: list[int]) -> None:
+        self.addresses, self.others, self.sizes = addresses, args[1:-1], list(args[-1])
+        self.weight = Weight.of(*args)
+        self.pointer = ctypes.pointer(self.weight)
+        self.workspaces: dict[tuple[int, int], int] = {}  # bytes by type of x and batch
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...]) -> _Kept:
+        addresses = [t.data_ptr() for t in args[:-1] if t is not None]
+        kept = _by_sign_plane.get(args[0])
+        if (
+            kept is None
+            or kept.addresses != addresses
+            or kept.sizes != list(args[-1])
+            or not all(map(operator.is_, kept.others, args[1:-1]))
+        ):
+            kept = _by_sign_plane[args[0]] = cls(args, addresses)
+        return kept
+
+
+_by_sign_plane: MutableMapping[Tensor, _Kept] = WeakTensorKeyDictionary()
+
+
 class Library:
     """The functions of arb/cuda.h in a shared object; `stream` is a cudaStream_t as an integer.
 
@@ -70,24 +100,46 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._dll = ctypes.CDLL(str(path))
-        self._dll.arb_cuda_linear_workspace.restype = ctypes.c_int64
-        self._dll.arb_cuda_is_fast.restype = ctypes.c_int
+        number, address = ctypes.c_int64, ctypes.c_void_p
+        message = (ctypes.c_char_p, number)
+        weight = ctypes.POINTER(Weight)
+        bits = (address, number, number, address, address, *message)
+        for name, result, arguments in (
+            ("linear_workspace", number, (weight, number, number)),
+            ("is_fast", ctypes.c_int, (weight,)),
+            (
+                "linear",
+                ctypes.c_int,
+                (weight, address, number, number, address, address, number, address, *message),
+            ),
+            ("dequantize", ctypes.c_int, (weight, address, address, *message)),
+            ("pack_bits", ctypes.c_int, bits),
+            ("unpack_bits", ctypes.c_int, bits),
+        ):
+            function = getattr(self._dll, f"arb_cuda_{name}")
+            function.restype, function.argtypes = result, arguments
+        self._message = threading.local()
 
     def linear(self, x: Tensor, args: tuple[Any, ...], stream: int) -> Tensor:
         """x [..., m] of fp32, fp16 or bf16 -> [..., n] of the same dtype; sums in float32."""
-        weight = _weight(args)
-        if x.dtype not in TYPES or x.dtype is torch.uint8 or x.shape[-1] != weight.cols:
-            raise InputError(f"x {list(x.shape)} of {x.dtype} times a packed weight [{weight.rows}, {weight.cols}]")
-        _same_device(x, args)
-        flat = x.reshape(-1, weight.cols).contiguous()
-        batch, x_type = ctypes.c_int64(flat.shape[0]), ctypes.c_int64(TYPES[x.dtype])
-        y = torch.empty(*x.shape[:-1], weight.rows, dtype=x.dtype, device=x.device)
-        needed = self._dll.arb_cuda_linear_workspace(ctypes.byref(weight), x_type, batch)
-        # From torch's allocator, which knows streams and graphs. -1 is left to the call itself, which says why.
-        space = torch.empty(max(needed, 0), dtype=torch.uint8, device=x.device)
+        kept, shape, x_type = _Kept.of(args), x.shape, TYPES.get(x.dtype)
+        rows, cols = kept.sizes[:2]
+        if x_type is None or x_type == TYPES[torch.uint8] or shape[-1] != cols:
+            raise InputError(f"x {list(shape)} of {x.dtype} times a packed weight [{rows}, {cols}]")
+        if x.device != args[0].device:
+            raise InputError(f"x is on {x.device}, the packed weight on {args[0].device}: move one of them")
+        flat = x.contiguous()
+        batch = flat.numel() // cols
+        y = flat.new_empty(*shape[:-1], rows)
+        key = x_type, batch
+        if (needed := kept.workspaces.get(key)) is None:
+            # -1 is left to the call itself, which says why.
+            needed = kept.workspaces[key] = self._dll.arb_cuda_linear_workspace(kept.pointer, *key)
+        # From torch's allocator, which knows streams and graphs.
+        space = flat.new_empty(max(needed, 0), dtype=torch.uint8)
         self._call(
-            *("arb_cuda_linear", ctypes.byref(weight), _address(flat), x_type, batch, _address(y)),
-            *(_address(space), ctypes.c_int64(needed), ctypes.c_void_p(stream)),
+            *("linear", kept.pointer, flat.data_ptr(), x_type, batch, y.data_ptr()),
+            *(space.data_ptr(), needed, stream),
         )
         return y
 
@@ -95,7 +147,7 @@ class Library:
         """The dense weight, float32 [n, m], in column order; equal bit for bit to PackedWeight.dequantize."""
         weight = Weight.of(*args)
         dense = torch.empty(weight.rows, weight.cols, dtype=torch.float32, device=args[0].device)
-        self._call("arb_cuda_dequantize", ctypes.byref(weight), _address(dense), ctypes.c_void_p(stream))
+        self._call("dequantize", ctypes.pointer(weight), dense.data_ptr(), stream)
         return dense
 
     def pack_bits(self, bits: Tensor, stream: int) -> Tensor:
@@ -103,7 +155,7 @@ class Library:
         _expect("pack_bits", bits, torch.bool)
         length = bits.shape[-1]
         words = torch.empty(*bits.shape[:-1], -(-length // 64) * 2, dtype=torch.int32, device=bits.device)
-        self._bits("arb_cuda_pack_bits", bits.contiguous(), length, words, stream)
+        self._bits("pack_bits", bits.contiguous(), length, words, stream)
         return words
 
     def unpack_bits(self, words: Tensor, length: int, stream: int) -> Tensor:
@@ -112,43 +164,26 @@ class Library:
         if length < 0 or words.shape[-1] != -(-length // 64) * 2:
             raise InputError(f"unpack_bits: {words.shape[-1]} words do not hold {length} bits in whole 64-bit words")
         bits = torch.empty(*words.shape[:-1], length, dtype=torch.bool, device=words.device)
-        self._bits("arb_cuda_unpack_bits", words.contiguous(), length, bits, stream)
+        self._bits("unpack_bits", words.contiguous(), length, bits, stream)
         return bits
 
     def is_fast(self, args: tuple[Any, ...]) -> bool:
         """Whether the tensor-core kernel takes this weight; otherwise the plain one does."""
-        return bool(self._dll.arb_cuda_is_fast(ctypes.byref(Weight.of(*args))) == 1)
+        return bool(self._dll.arb_cuda_is_fast(ctypes.pointer(Weight.of(*args))) == 1)
 
     def _bits(self, name: str, source: Tensor, length: int, target: Tensor, stream: int) -> None:
-        rows = ctypes.c_int64(source.numel() // max(source.shape[-1], 1))
-        self._call(name, _address(source), rows, ctypes.c_int64(length), _address(target), ctypes.c_void_p(stream))
+        rows = source.numel() // max(source.shape[-1], 1)
+        self._call(name, source.data_ptr(), rows, length, target.data_ptr(), stream)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        status = getattr(self._dll, name)(*arguments, message, ctypes.c_int64(_MESSAGE_BYTES))
+        message = self._message.__dict__.get("buffer")
+        if message is None:
+            message = self._message.buffer = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        status = getattr(self._dll, f"arb_cuda_{name}")(*arguments, message, _MESSAGE_BYTES)
         if status == 1:
             raise InputError(message.value.decode())
         if status != 0:
             raise RuntimeError(message.value.decode())
-
-
-# sign plane -> addresses, the other tensors, sizes, and the Weight made of them
-_kept: MutableMapping[Tensor, tuple[list[int], list[Any], list[int], Weight]] = WeakTensorKeyDictionary()
-
-
-def _weight(args: tuple[Any, ...]) -> Weight:
-    """Weight.of, kept as long as the sign plane lives: making it anew takes longer than most products.
-
-    It is made again as soon as a part is another tensor or lies elsewhere.
-    """
-    sign, *others, sizes = args
-    addresses = [t.data_ptr() for t in args[:-1] if t is not None]
-    kept = _kept.get(sign)
-    if kept and kept[0] == addresses and kept[2] == list(sizes) and all(map(operator.is_, kept[1], others)):
-        return kept[3]
-    weight = Weight.of(*args)
-    _kept[sign] = (addresses, others, list(sizes), weight)
-    return weight
 
 
 @functools.cache
@@ -200,15 +235,6 @@ def dequantize(*args: Any) -> Tensor:
     """arb::dequantize on a CUDA device, on torch's current stream."""
     with torch.cuda.device(args[0].device):
         return library().dequantize(args, torch.cuda.current_stream().cuda_stream)
-
-
-def _address(t: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(t.data_ptr())
-
-
-def _same_device(x: Tensor, args: tuple[Any, ...]) -> None:
-    if x.device != args[0].device:
-        raise InputError(f"x is on {x.device}, the packed weight on {args[0].device}: move one of them")
 
 
 def _expect(name: str, t: Tensor, dtype: torch.dtype) -> None:
