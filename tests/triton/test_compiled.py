@@ -73,11 +73,13 @@ def test_arb(launches, method, order):
     assert_same_fit(found, zone, weight, *expected(BINARIZERS[method], weight, zone, 4, 2, order, 4, S))
 
 
-@pytest.mark.parametrize("method", ["arb-rc", "arb-x"])
-def test_solver(launches, method):
-    cfg = QuantConfig(method=method, block_size=32, max_salient=6, thresholds=7, iters=1)
-    x = torch.randn(200, 56)
-    W, H = torch.randn(19, 56) * torch.rand(56).add(0.3), x.T @ x
+@pytest.mark.parametrize(
+    ("method", "block_size", "n", "m"), [("arb-rc", 32, 19, 56), ("arb-x", 32, 19, 56), ("arb-rc", 256, 16, 256)]
+)
+def test_solver(launches, method, block_size, n, m):
+    cfg = QuantConfig(method=method, block_size=block_size, max_salient=6, thresholds=7, iters=1)
+    x = torch.randn(4 * m, m)
+    W, H = torch.randn(n, m) * torch.rand(m).add(0.3), x.T @ x
     factor = hessian_factor(H, cfg.damp)
     ((found, loss),) = solve_batch([W], [factor], cfg, [H])
     expected_weight, expected_loss = solve(W, factor, cfg, H, backend="torch")
@@ -130,6 +132,14 @@ def test_gemv(launches, name, batch, dtype):
     assert [kernel for kernel, _ in launches] == ["gemv_kernel", "add_parts"]
     (_, result), once = launches[0], pw.sign.nbytes + pw.group.nbytes + pw.second.nbytes
     assert result.memory["global_footprint_read_bytes"] >= once, "every bit of the weight is read"
+
+
+def test_products_of_a_presets_layout(launches):
+    """One block of 2,048 columns, row scales in bytes, as `best` and `compact` have them."""
+    pw = random_packed(33, 2048, 2048, coded=True, shared=True, ordered=True, salient=0.5)
+    x = torch.randn(17, 2048).half()
+    assert_product(gemv(x[:1], *packed_args(pw)), x[:1], pw, rounds_weights=False)
+    assert_product(gemm(x, *packed_args(pw)), x, pw, rounds_weights=True)
 
 
 @pytest.mark.parametrize(("batch", "dtype"), [(3, torch.float16), (70, torch.bfloat16), (40, torch.float32)])

@@ -28,6 +28,16 @@ CASES = {
 }
 
 
+def test_widest_blocks():
+    """Those have options of their own in configs.py."""
+    W, H = layer(5, 256)
+    for method in ("arb-rc", "arb-x"):
+        cfg = QuantConfig(**{**SMALL, "method": method, "block_size": 256, "max_salient": 4})
+        found, expected = (quantize_weight(W, H, cfg, backend=backend) for backend in ("triton", "torch"))
+        assert torch.equal(found.salient, expected.salient)
+        torch.testing.assert_close(found.dequantize(), expected.dequantize(), rtol=2**-10, atol=2**-10 * 0.1)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_weight_as_methods(name):
     cfg = QuantConfig(**{**SMALL, **CASES[name]})
