@@ -24,6 +24,8 @@ test: $(STAMP)
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu tests
 	$(BIN)/python bench/gpu.py
+	$(BIN)/python bench/gpu_layer.py paper best
+	$(BIN)/python bench/gpu_decode.py paper best
 
 # The tests that meet other people's packages, with the lowest versions that pyproject.toml allows and with the newest.
 RESOLUTIONS ?= lowest-direct highest
