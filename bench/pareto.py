@@ -151,8 +151,17 @@ def plot(rows: list[dict], path: Path) -> None:
         label = family if family not in seen else None
         seen.add(family)
         axes.plot(row["bits"], row["perplexity"], FAMILIES[family], color=color, markersize=9, label=label)
-        axes.annotate(row["method"], (row["bits"], row["perplexity"]), (5, 4), textcoords="offset points", fontsize=7)
+        x, y = row["bits"], row["perplexity"]
+        crowded = any(abs(r["bits"] - x) < 0.1 and y < r["perplexity"] < 1.5 * y for r in rows)  # by the label above
+        axes.annotate(
+            row["method"].removeprefix("ARB-levels, "),
+            (x, y),
+            (5, -9 if crowded else 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
     axes.set(xlabel="true bits per weight, everything counted", ylabel="perplexity", yscale="log")
+    axes.margins(x=0.08)
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
