@@ -18,7 +18,7 @@ constexpr int kMaxThreads = 256;
 
 // A thread that waits looks again and again before it sleeps: waking one costs more than many a small layer, and the
 // next layer of a model comes soon. After that time it leaves the processor to others.
-constexpr std::chrono::microseconds kSpin{50};
+constexpr std::chrono::microseconds kSpin{100};
 constexpr int kLooks = 32;  // between two looks at the clock
 
 void pause() {
