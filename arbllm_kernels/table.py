@@ -1,8 +1,8 @@
 """Embeddings and output heads in 8 bits: whole numbers -127..127 and one scale per row of the vocabulary.
 
 Beside binarized layers a vocabulary in half precision is often the larger part of a file (SmolLM2: 57 of 99 MB). A row
-is an embedding vector, or the weights of one logit; rounded to 255 levels of its largest magnitude it changes by less
-than a percent, where binarization changes a layer's weights by tens of percent.
+is an embedding vector, or the weights of one logit; rounded to 255 levels of its largest magnitude it changes by about
+a percent, where binarization changes a layer's weights by tens of percent.
 """
 
 from __future__ import annotations
