@@ -282,7 +282,9 @@ def test_backend_errors():
         quantize_weight(torch.randn(4, 8), torch.eye(8), backend="gpu")
     with pytest.raises(InputError, match=r"on the CPU and W is on cuda:0"):
         _backend("native", torch.device("cuda:0"))
-    assert _backend("auto", torch.device("cuda:0")) is TORCH
+    on_gpu = _backend("auto", torch.device("cuda:0"))
+    assert on_gpu.partition is TORCH.partition and on_gpu.binarizers is TORCH.binarizers
+    assert _backend("torch", torch.device("cuda:0")) is TORCH
 
 
 def test_bad_arguments():
