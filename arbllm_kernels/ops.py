@@ -19,7 +19,7 @@ from .native import activations, extension
 from .packed import Layout, PackedWeight
 
 # From this many rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernel, whose work grows with
-# every row (bench/gemv.py --threshold measures it): kernels by lookup and by word; by line, exact; by line with int8
+# every row (bench/gemv.py --threshold measures it): kernels by sums and by blending; by line, exact; by line with int8
 # activations where W is narrow. Where it is not, these are as fast or faster for any number of rows.
 DENSE_BATCH, LINE_DENSE_BATCH, NARROW_DENSE_BATCH, NEVER = 16, 32, 96, 1 << 62
 NARROW = 2048
@@ -114,8 +114,8 @@ def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
 
 
 NOT_COVERED = (
-    "int8 activations were asked for, but a packed weight has a layout without an int8 kernel (four groups, means, or "
-    "several blocks whose size is not a multiple of 64): it is multiplied exactly"
+    "int8 activations were asked for, but a packed weight has a layout without an int8 kernel (four groups, or several "
+    "blocks of less than 64 columns): it is multiplied exactly"
 )
 
 

@@ -132,14 +132,13 @@ PYBIND11_MODULE(_native, m) {
             w.counts = buffer(counts, counts_length);
             return w;
         }))
-        .def_property_readonly("covers_line", &arb::covers_line);
+        .def_property_readonly("covers_line", &arb::covers_line)
+        .def_property_readonly("covers_sums", &arb::covers_sums);
 
     // A view and its plan, for as many calls as wanted.
     py::class_<arb::Weight>(m, "Weight")
         .def(py::init<const arb::PackedView&>())
-        .def_property_readonly(
-            "covers_int8",
-            [](const arb::Weight& w) { return arb::covers_int8(w.view()) || arb::covers_line(w.view()); })
+        .def_property_readonly("covers_int8", [](const arb::Weight& w) { return arb::covers_int8(w.view()); })
         .def("gemm", &gemm, "y = x W^T for contiguous float32 x [batch, m], y [batch, n]; returns the ISA that ran.");
     m.def("dequantize", &dequantize, "Rows begin..end-1 as contiguous float32; returns the ISA that ran.");
     m.def(

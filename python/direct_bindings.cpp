@@ -78,7 +78,7 @@ class Bound {
           const py::object& not_covered)
         : tensors_(tensors), weight_(view), limits_(limits), not_covered_(not_covered) {
         for (const py::handle tensor : tensors) addresses_.push_back(address(tensor));
-        covers_int8_ = arb::covers_int8(view) || arb::covers_line(view);
+        covers_int8_ = arb::covers_int8(view);
     }
 
     // x [..., m] times the transposed weight, [..., n] in the dtype of x. None where the general way has to be taken,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import random_packed
-from test_int8 import reference, run_int8
+from test_sums import reference, run
 
 from arbllm_kernels import native, ops
 from arbllm_kernels.packed import PackedWeight
@@ -29,11 +29,12 @@ def weights(n: int, m: int, k: int) -> list[PackedWeight]:
 
 
 def run_exact(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> torch.Tensor:
-    y = torch.full((x.shape[0], pw.layout.rows), float("nan"))
-    args = ops.packed_args(pw)
-    assert ops.view(args).covers_line
-    assert ops.native_weight(args).gemm(x.data_ptr(), x.shape[0], y.data_ptr(), threads, False) == native.active_isa()
-    return y
+    assert ops.view(ops.packed_args(pw)).covers_line
+    return run(pw, x, False, threads)
+
+
+def run_int8(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> torch.Tensor:
+    return run(pw, x, True, threads)
 
 
 def bound(pw: PackedWeight, x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +58,7 @@ def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> N
         # One rounding of x c to float32, one of y.
         rounding = 2.0**-23 * (x.double().abs() @ pw.dequantize().double().abs().T)
         assert bool(((run_exact(pw, x).double() - exact).abs() <= bound(pw, x) + rounding + 1e-30).all()), pw.layout
-        int8, expected = run_int8(pw, x).double(), reference(pw, x)
+        int8, expected = run_int8(pw, x).double(), reference(pw, x, k, joint=True)
         assert bool(((int8 - expected).abs() <= 2.0**-22 * (expected.abs() + rounding * 2.0**23)).all()), pw.layout
 
 
@@ -65,21 +66,21 @@ def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> N
 def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
         x = torch.randn(15, m)  # tiles of 8, 4, 2 and 1
-        for run in (run_exact, run_int8):
-            got = run(pw, x)
+        for way in (run_exact, run_int8):
+            got = way(pw, x)
             with native.forced_isa("scalar"):
-                expected = run(pw, x)
-            assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), (run, pw.layout)
+                expected = way(pw, x)
+            assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), (way, pw.layout)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 65])
 def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
     pw = random_packed(701, 1400, 2048, shared=True, coded=True)
     x = torch.randn(batch, 1400)
-    for run in (run_exact, run_int8):
-        together = run(pw, x, threads=3)
+    for way in (run_exact, run_int8):
+        together = way(pw, x, threads=3)
         for i in range(0, batch, 8):
-            assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1]))
+            assert torch.equal(together[i : i + 1], way(pw, x[i : i + 1]))
 
 
 @pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 1e38])

@@ -1,10 +1,10 @@
-// What every instruction set implements: five functions over one Job, and one over a table of bytes. Plain data only
+// What every instruction set implements: three functions over one Job, and one over a table of bytes. Plain data only
 // (see arb/packed.h).
 #pragma once
 
 #include "arb/packed.h"
-#include "int8.h"
 #include "line.h"
+#include "sums.h"
 
 namespace arb {
 
@@ -16,14 +16,6 @@ struct Run {
     int64_t block;
     int64_t second;  // salient runs: first column in the second plane
     bool salient;
-    int64_t table;  // where its tables begin in a row prepared as tables, in floats (lookup.inc)
-};
-
-// Consecutive blocks whose tables fit the first-level cache, for gemm by table lookup.
-struct Chunk {
-    int64_t first_block, end_block;
-    int64_t first_run, end_run;
-    int64_t first_word, end_word;  // 32-bit words of a line of a plane that it touches
 };
 
 // One packed weight, checked and planned for vectors of Kernels::width floats.
@@ -39,8 +31,7 @@ struct Job {
     const int32_t* order;  // [m], the column at each storage position, every one below m
     const Run* runs;
     int64_t run_count;
-    int64_t lanes;        // floats of a prepared row
-    int64_t table_lanes;  // floats of a row prepared as tables
+    int64_t lanes;  // floats of a prepared row
     int64_t salient_copies;
     int64_t other_copies;
     int64_t blocks;
@@ -52,19 +43,10 @@ struct Job {
     int64_t means;            // per row: blocks * (Gs + G), or 0
     int64_t scratch;          // floats of working memory that gemm and dequantize need
     float factor;             // 2^exponent
-
-    // gemm by table lookup, which plan.cpp chooses where lookup.inc can do it.
-    bool tables;
-    const Chunk* chunks;
-    int64_t chunk_count;
-    int64_t chunk_words;   // most words of a chunk
-    int64_t chunk_second;  // most words of the salient runs of a chunk
-    int64_t chunk_scales;  // most row scales of a chunk
 };
 
 struct Kernels {
     int64_t width;  // floats per vector
-    int64_t panel;  // rows of the weight that gemm_tables works on at once
 
     // x [m] in column order (null: all ones) -> one prepared row of job.lanes floats.
     void (*prepare)(const Job& job, const float* x, float* prepared);
@@ -77,21 +59,13 @@ struct Kernels {
     void (*dequantize)(const Job& job, const float* prepared, bool scatter, int64_t begin, int64_t end, float* scratch,
                        float* out);
 
-    // The same product by table lookup, if job.tables: x as tables of job.table_lanes floats, then y as from gemm. The
-    // tables of row t begin at prepared + t * job.table_lanes; batch is any number.
-    void (*prepare_tables)(const Job& job, const float* x, float* prepared);
-    void (*gemm_tables)(const Job& job, const float* prepared, int64_t batch, int64_t begin, int64_t end,
-                        float* scratch, float* const* y);
-
     // y[t][i] = line i of codes [., cols] times x[t], for lines begin..end-1 and t < tile (at most kMaxTile).
     void (*table_rows)(const int8_t* codes, int64_t cols, const float* const* x, int64_t tile, int64_t begin,
                        int64_t end, float* const* y);
 };
 
-constexpr int64_t kTableFloats = 16;  // floats of a table
-constexpr int64_t kMaxTile = 4;       // rows of x that one pass over the planes serves
-constexpr int64_t kRowTile = 2;       // rows of the weight worked on at once by gemm
-constexpr int64_t kPanelTile = 32;    // a multiple of every Kernels::panel
+constexpr int64_t kMaxTile = 4;  // rows of x that one pass over the planes serves
+constexpr int64_t kRowTile = 2;  // rows of the weight worked on at once by gemm
 
 extern const Kernels scalar_kernels;
 #if defined(__x86_64__)
@@ -105,8 +79,8 @@ extern const Kernels neon_kernels;
 struct Isa {
     const char* name;
     const Kernels* exact;
-    const Int8Kernels* int8;
     const LineKernels* line;
+    const SumsKernels* sums;
 };
 
 // The one to run now.

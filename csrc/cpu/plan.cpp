@@ -7,8 +7,6 @@
 namespace arb {
 namespace {
 
-constexpr int64_t kChunkFloats = 1 << 13;  // a chunk ends with the block that fills 32 KiB of tables
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool layout_is_valid(const PackedView& w) {
@@ -61,50 +59,13 @@ Status add_runs(const PackedView& w, int64_t width, Plan& plan) {
         int32_t count;
         std::memcpy(&count, counts + b * 4, 4);
         if (count < 0 || count > columns) return Status::bad_counts;
-        add({start, count, job.lanes, b, job.salient_columns, true, 0});
-        add({start + count, columns - count, job.lanes, b, 0, false, 0});
+        add({start, count, job.lanes, b, job.salient_columns, true});
+        add({start + count, columns - count, job.lanes, b, 0, false});
         job.salient_columns += count;
     }
     job.runs = plan.runs.data();
     job.run_count = static_cast<int64_t>(plan.runs.size());
     return Status::ok;
-}
-
-// Floats of the tables of a run: a quad of four columns has two pairs, a pair two tables (lookup.inc).
-int64_t table_floats(const PackedView& w, const Run& run) {
-    const int64_t quads = (run.start + run.length + 3) / 4 - run.start / 4;
-    return quads * 4 * kTableFloats * (run.salient ? w.salient_order : 1);
-}
-
-// Cuts the blocks into chunks and places the tables of their runs.
-void add_chunks(const PackedView& w, Plan& plan) {
-    Job& job = plan.job;
-    job.tables = true;
-    int64_t first_lane = 0, second = 0;
-    for (int64_t r = 0; r < job.run_count; ++r) {
-        Run& run = plan.runs[static_cast<size_t>(r)];
-        const int64_t words = divide_up(run.start + run.length, 32) - run.start / 32;
-        // Both runs of a block stay together.
-        const bool next_block = r == 0 || run.block != plan.runs[static_cast<size_t>(r - 1)].block;
-        if (next_block && (r == 0 || job.table_lanes - first_lane >= kChunkFloats)) {
-            plan.chunks.push_back({run.block, 0, r, 0, run.start / 32, 0});
-            first_lane = job.table_lanes;
-            second = 0;
-        }
-        run.table = job.table_lanes;
-        job.table_lanes += table_floats(w, run);
-        if (run.salient && w.salient_order == 2) second += words;
-        Chunk& chunk = plan.chunks.back();
-        chunk.end_block = run.block + 1;
-        chunk.end_run = r + 1;
-        chunk.end_word = divide_up(run.start + run.length, 32);
-        job.chunk_words = std::max(job.chunk_words, chunk.end_word - chunk.first_word);
-        job.chunk_second = std::max(job.chunk_second, second);
-        const int64_t scales = (chunk.end_block - chunk.first_block) * job.row_scales / job.blocks;
-        job.chunk_scales = std::max(job.chunk_scales, scales);
-    }
-    job.chunks = plan.chunks.data();
-    job.chunk_count = static_cast<int64_t>(plan.chunks.size());
 }
 
 bool lengths_match(const PackedView& w, const Job& job) {
@@ -137,11 +98,6 @@ Status make_plan(const PackedView& w, const Kernels& kernels, Plan& plan) {
     // Scales and means of a row tile as floats, each row padded to whole vectors; a dequantized run.
     const int64_t scales = divide_up(job.row_scales, width) * width + divide_up(job.means, width) * width;
     job.scratch = kRowTile * scales + divide_up(w.block_size, width) * width;
-    if (w.groups == 2 && job.means == 0) {
-        add_chunks(w, plan);
-        const int64_t lines = 2 * job.chunk_words + job.chunk_second + 2 * job.chunk_scales;
-        job.scratch = std::max(job.scratch, lines * kernels.panel);
-    }
     return Status::ok;
 }
 

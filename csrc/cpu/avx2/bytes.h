@@ -1,4 +1,4 @@
-// Bytes for int8.inc, 32 at a time: AVX2. A mask is a vector of all-ones or all-zeros bytes.
+// Bytes for line.inc and sums.inc, 32 at a time: AVX2.
 #pragma once
 
 #include "vec.h"
@@ -6,30 +6,12 @@
 namespace {
 
 constexpr int kBytes = 32;
-constexpr int kByteRows = 1;
-constexpr int kByteRowsOfTile = 1;
 using Bytes = __m256i;
-using Mask8 = __m256i;
 using Ints = __m256i;
 using Lanes = __m256;
 
 inline Bytes load_columns(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline Bytes fill_bytes(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }
-
-// Every byte gets the byte of the word that holds its bit, and then the bit is compared.
-inline Mask8 mask_bytes(uint64_t word, int part) {
-    const __m256i holder = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
-    const __m256i half = _mm256_set1_epi32(static_cast<int>(word >> (part * kBytes)));
-    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(half, holder), bit), bit);
-}
-
-inline Bytes blend_bytes(Mask8 m, Bytes if_clear, Bytes if_set) { return _mm256_blendv_epi8(if_clear, if_set, m); }
-inline Bytes negate_bytes_if_set(Mask8 m, Bytes v) { return _mm256_sub_epi8(_mm256_xor_si256(v, m), m); }
-inline Mask8 flip(Mask8 m, Bytes where_negative) {
-    return _mm256_xor_si256(m, _mm256_cmpgt_epi8(_mm256_setzero_si256(), where_negative));
-}
-inline Bytes magnitude_bytes(Bytes v) { return _mm256_abs_epi8(v); }
 
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
 inline Bytes load_table(const unsigned char* p) {
@@ -44,11 +26,8 @@ inline Lanes no_lanes() { return _mm256_setzero_ps(); }
 inline Ints dot(Ints sums, Bytes u, Bytes s) {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
 }
-inline Lanes add_scaled_ints(Ints sums, float scale, Lanes to) {
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scale), to);
-}
 
-// For line.inc. Shifts work on 16 bits: what crosses into the neighbouring byte must be masked away.
+// Shifts work on 16 bits: what crosses into the neighbouring byte must be masked away.
 inline Bytes shift_left_1(Bytes v) { return _mm256_slli_epi16(v, 1); }
 template <int COUNT>
 inline Bytes shift_right(Bytes v) {
@@ -82,11 +61,54 @@ inline int32_t sum_ints(Ints v) {
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
-// Lanes 8, 4, 2 and 1 apart.
-inline float sum_lanes(const Lanes (&v)[2]) { return sum(_mm256_add_ps(v[0], v[1])); }
-
 // look_up reads by four bits; there are no tables of 64 bytes.
 constexpr bool kSixBits = false;
 inline Bytes look_up_six(Bytes table, Bytes) { return table; }
+
+// For sums.inc. A vector of sums has four for every 16 bytes.
+inline Ints join_digits(Ints high, Ints low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
+inline Ints subtract_ints(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+inline Lanes load_lanes(const float* p) { return load(p); }
+inline Lanes load_lanes_at(const float* p, const int32_t* index) { return load_at(p, index); }
+inline void store_lanes(float* p, Lanes v) { store(p, v); }
+inline Lanes add_products(Ints sums, Lanes scales, Lanes to) { return mul_add(_mm256_cvtepi32_ps(sums), scales, to); }
+
+// The sum of the 16 lanes of a row, in the order that sums.h fixes.
+inline float sum_units(const Lanes (&v)[2]) {
+    const auto half = [](Lanes lanes) {
+        const Lanes pairs = _mm256_add_ps(lanes, _mm256_movehdup_ps(lanes));
+        return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+    };
+    const __m128 s = _mm_add_ps(half(v[0]), half(v[1]));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehl_ps(s, s)));
+}
+
+// Of every 16 bytes, the totals of the four sums of a, b, c and d.
+inline Ints turn_sums(Ints a, Ints b, Ints c, Ints d) {
+    return _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+}
+
+// The first four of every 16 bytes of four vectors, in the order of turn_sums.
+inline Bytes load_unit_words(const unsigned char* p) {
+    const Bytes ab = _mm256_unpacklo_epi32(load_columns(p), load_columns(p + 32));
+    return _mm256_unpacklo_epi64(ab, _mm256_unpacklo_epi32(load_columns(p + 64), load_columns(p + 96)));
+}
+
+// 32 bits for every sum, from bit first + bits[i] on; where not `wide`, the last 7 may be missing.
+inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t* bits, bool wide) {
+    const __m256i from = _mm256_add_epi32(load_ints(bits), _mm256_set1_epi32(static_cast<int>(first)));
+    const __m256i at = _mm256_srli_epi32(from, 3), shift = _mm256_and_si256(from, _mm256_set1_epi32(7));
+    const auto words = [&](const unsigned char* q) {
+        return _mm256_i32gather_epi32(reinterpret_cast<const int*>(q), at, 1);
+    };
+    const __m256i low = _mm256_srlv_epi32(words(p), shift);
+    if (!wide) return low;
+    return _mm256_or_si256(low, _mm256_sllv_epi32(words(p + 1), _mm256_sub_epi32(_mm256_set1_epi32(8), shift)));
+}
+
+// Numbers in 16 bits are read as floats instead.
+constexpr bool kTurnsHalves = false;
+template <typename Pick>
+inline void pick_halves(const unsigned char*, const Pick&, Lanes&, Lanes&) {}
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Bytes for int8.inc, 64 at a time: AVX-512 F and BW. `dot` is in dot.h, with VNNI (../avx512vnni) or without.
+// Bytes for line.inc and sums.inc, 64 at a time: AVX-512 F and BW. `dot` is in dot.h, with VNNI (../avx512vnni) or
+// without.
 #pragma once
 
 #include "vec.h"
@@ -6,20 +7,12 @@
 namespace {
 
 constexpr int kBytes = 64;
-constexpr int kByteRows = 4;        // rows of the weight at once for one row of x
-constexpr int kByteRowsOfTile = 2;  // and for a tile of them
 using Bytes = __m512i;
-using Mask8 = __mmask64;
 using Ints = __m512i;
 using Lanes = __m512;
 
 inline Bytes load_columns(const void* p) { return _mm512_loadu_si512(p); }
 inline Bytes fill_bytes(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
-inline Mask8 mask_bytes(uint64_t word, int) { return _cvtu64_mask64(word); }
-inline Bytes blend_bytes(Mask8 m, Bytes if_clear, Bytes if_set) { return _mm512_mask_blend_epi8(m, if_clear, if_set); }
-inline Bytes negate_bytes_if_set(Mask8 m, Bytes v) { return _mm512_mask_sub_epi8(v, m, _mm512_setzero_si512(), v); }
-inline Mask8 flip(Mask8 m, Bytes where_negative) { return _kxor_mask64(m, _mm512_movepi8_mask(where_negative)); }
-inline Bytes magnitude_bytes(Bytes v) { return _mm512_abs_epi8(v); }
 
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
 inline Bytes load_table(const unsigned char* p) {
@@ -29,19 +22,8 @@ inline Bytes look_up(Bytes table, Bytes numbers) { return _mm512_shuffle_epi8(ta
 
 inline Ints no_ints() { return _mm512_setzero_si512(); }
 inline Lanes no_lanes() { return _mm512_setzero_ps(); }
-inline Lanes add_scaled_ints(Ints sums, float scale, Lanes to) {
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(scale), to);
-}
 
-// Lanes 8, 4, 2 and 1 apart.
-inline float sum_lanes(const Lanes (&v)[1]) {
-    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v[0]), _mm512_extractf32x8_ps(v[0], 1));
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-// For line.inc. Shifts work on 16 bits: what crosses into the neighbouring byte must be masked away.
+// Shifts work on 16 bits: what crosses into the neighbouring byte must be masked away.
 inline Bytes shift_left_1(Bytes v) { return _mm512_slli_epi16(v, 1); }
 template <int COUNT>
 inline Bytes shift_right(Bytes v) {
@@ -69,5 +51,57 @@ inline Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store_ints(int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
 inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline int32_t sum_ints(Ints v) { return _mm512_reduce_add_epi32(v); }
+
+// For sums.inc. A vector of sums has four for every 16 bytes.
+inline Ints join_digits(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+inline Ints subtract_ints(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+inline Lanes load_lanes(const float* p) { return load(p); }
+inline Lanes load_lanes_at(const float* p, const int32_t* index) { return load_at(p, index); }
+inline void store_lanes(float* p, Lanes v) { store(p, v); }
+inline Lanes add_products(Ints sums, Lanes scales, Lanes to) { return mul_add(_mm512_cvtepi32_ps(sums), scales, to); }
+
+// The sum of the 16 lanes of a row, in the order that sums.h fixes.
+inline float sum_units(const Lanes (&v)[1]) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v[0]), _mm512_extractf32x8_ps(v[0], 1));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+// Of every 16 bytes, the totals of the four sums of a, b, c and d.
+inline Ints turn_sums(Ints a, Ints b, Ints c, Ints d) {
+    const Ints ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const Ints cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+// The first four of every 16 bytes of four vectors, in the order of turn_sums.
+inline Bytes load_unit_words(const unsigned char* p) {
+    const Bytes ab = _mm512_unpacklo_epi32(load_columns(p), load_columns(p + 64));
+    return _mm512_unpacklo_epi64(ab, _mm512_unpacklo_epi32(load_columns(p + 128), load_columns(p + 192)));
+}
+
+// 32 bits for every sum, from bit first + bits[i] on; where not `wide`, the last 7 may be missing.
+inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t* bits, bool wide) {
+    const __m512i from = _mm512_add_epi32(_mm512_loadu_si512(bits), _mm512_set1_epi32(static_cast<int>(first)));
+    const __m512i at = _mm512_srli_epi32(from, 3), shift = _mm512_and_si512(from, _mm512_set1_epi32(7));
+    const __m512i low = _mm512_srlv_epi32(_mm512_i32gather_epi32(at, p, 1), shift);
+    if (!wide) return low;
+    const __m512i next = _mm512_i32gather_epi32(at, p + 1, 1);
+    return _mm512_or_si512(low, _mm512_sllv_epi32(next, _mm512_sub_epi32(_mm512_set1_epi32(8), shift)));
+}
+
+// Two numbers for every sum from the 96 halves at p: those that pick.index names in the first 32, or in those after
+// them that pick.mask says.
+constexpr bool kTurnsHalves = true;
+template <typename Pick>
+inline void pick_halves(const unsigned char* p, const Pick& pick, Lanes& low, Lanes& high) {
+    const __m512i index = _mm512_loadu_si512(pick.index);
+    __m512i halves = _mm512_permutexvar_epi16(index, load_columns(p));
+    halves = _mm512_mask_permutexvar_epi16(halves, pick.mask[0], index, load_columns(p + 64));
+    halves = _mm512_mask_permutexvar_epi16(halves, pick.mask[1], index, load_columns(p + 128));
+    low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+    high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+}
 
 }  // namespace

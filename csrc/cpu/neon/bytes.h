@@ -1,5 +1,5 @@
-// Bytes for int8.inc, 16 at a time: the ARMv8 baseline. `dot` is in dot.h, with the dot product extension (../neondot)
-// or without. A mask is a vector of all-ones or all-zeros bytes.
+// Bytes for line.inc and sums.inc, 16 at a time: the ARMv8 baseline. `dot` is in dot.h, with the dot product extension
+// (../neondot) or without.
 #pragma once
 
 #include "vec.h"
@@ -7,27 +7,12 @@
 namespace {
 
 constexpr int kBytes = 16;
-constexpr int kByteRows = 1;
-constexpr int kByteRowsOfTile = 1;
 using Bytes = int8x16_t;
-using Mask8 = uint8x16_t;
 using Ints = int32x4_t;
 using Lanes = float32x4_t;
 
 inline Bytes load_columns(const void* p) { return vld1q_s8(static_cast<const int8_t*>(p)); }
 inline Bytes fill_bytes(int value) { return vdupq_n_s8(static_cast<int8_t>(value)); }
-
-inline Mask8 mask_bytes(uint64_t word, int part) {
-    const uint64_t here = word >> (part * kBytes);
-    const uint8x16_t bytes =
-        vcombine_u8(vdup_n_u8(static_cast<uint8_t>(here)), vdup_n_u8(static_cast<uint8_t>(here >> 8)));
-    return vtstq_u8(bytes, vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201)));
-}
-
-inline Bytes blend_bytes(Mask8 m, Bytes if_clear, Bytes if_set) { return vbslq_s8(m, if_set, if_clear); }
-inline Bytes negate_bytes_if_set(Mask8 m, Bytes v) { return vbslq_s8(m, vnegq_s8(v), v); }
-inline Mask8 flip(Mask8 m, Bytes where_negative) { return veorq_u8(m, vcltzq_s8(where_negative)); }
-inline Bytes magnitude_bytes(Bytes v) { return vabsq_s8(v); }
 
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
 inline Bytes load_table(const unsigned char* p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
@@ -35,18 +20,7 @@ inline Bytes look_up(Bytes table, Bytes numbers) { return vqtbl1q_s8(table, vrei
 
 inline Ints no_ints() { return vdupq_n_s32(0); }
 inline Lanes no_lanes() { return vdupq_n_f32(0.0f); }
-inline Lanes add_scaled_ints(Ints sums, float scale, Lanes to) {
-    return vfmaq_f32(to, vcvtq_f32_s32(sums), vdupq_n_f32(scale));
-}
 
-// Lanes 8, 4, 2 and 1 apart.
-inline float sum_lanes(const Lanes (&v)[4]) {
-    const float32x4_t four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
-    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
-    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
-}
-
-// For line.inc.
 inline Bytes from_unsigned(uint8x16_t v) { return vreinterpretq_s8_u8(v); }
 inline uint8x16_t to_unsigned(Bytes v) { return vreinterpretq_u8_s8(v); }
 inline Bytes shift_left_1(Bytes v) { return vshlq_n_s8(v, 1); }
@@ -73,5 +47,47 @@ inline int32_t sum_ints(Ints v) { return vaddvq_s32(v); }
 // look_up reads by four bits; there are no tables of 64 bytes.
 constexpr bool kSixBits = false;
 inline Bytes look_up_six(Bytes table, Bytes) { return table; }
+
+// For sums.inc. A vector of sums has four for every 16 bytes.
+inline Ints join_digits(Ints high, Ints low) { return vaddq_s32(vshlq_n_s32(high, 8), low); }
+inline Ints subtract_ints(Ints a, Ints b) { return vsubq_s32(a, b); }
+inline Lanes load_lanes(const float* p) { return load(p); }
+inline Lanes load_lanes_at(const float* p, const int32_t* index) { return load_at(p, index); }
+inline void store_lanes(float* p, Lanes v) { store(p, v); }
+inline Lanes add_products(Ints sums, Lanes scales, Lanes to) { return mul_add(vcvtq_f32_s32(sums), scales, to); }
+
+// The sum of the 16 lanes of a row, in the order that sums.h fixes.
+inline float sum_units(const Lanes (&v)[4]) {
+    const auto one = [](Lanes lanes) {
+        const float32x2_t two = vadd_f32(vget_low_f32(lanes), vget_high_f32(lanes));
+        return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+    };
+    return (one(v[0]) + one(v[2])) + (one(v[1]) + one(v[3]));
+}
+
+// Of every 16 bytes, the totals of the four sums of a, b, c and d.
+inline Ints turn_sums(Ints a, Ints b, Ints c, Ints d) { return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)); }
+
+// 32 bits for every sum, from bit first + bits[i] on.
+inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t* bits, bool) {
+    uint32_t words[4];
+    for (int i = 0; i < 4; ++i) {
+        uint64_t here;
+        std::memcpy(&here, p + (first + bits[i]) / 8, 8);
+        words[i] = static_cast<uint32_t>(here >> ((first + bits[i]) % 8));
+    }
+    return vreinterpretq_s8_u32(vld1q_u32(words));
+}
+
+// The first four of every 16 bytes of four vectors, in the order of turn_sums.
+inline Bytes load_unit_words(const unsigned char* p) {
+    static constexpr int32_t kBits[4] = {0, 128, 256, 384};
+    return load_bit_words(p, 0, kBits, true);
+}
+
+// Numbers in 16 bits are read as floats instead.
+constexpr bool kTurnsHalves = false;
+template <typename Pick>
+inline void pick_halves(const unsigned char*, const Pick&, Lanes&, Lanes&) {}
 
 }  // namespace

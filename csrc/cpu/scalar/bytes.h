@@ -1,4 +1,4 @@
-// Bytes for int8.inc, four at a time: one lane of the sums.
+// Bytes for line.inc and sums.inc, sixteen at a time, and four sums.
 #pragma once
 
 #include <cmath>
@@ -7,60 +7,54 @@
 
 namespace {
 
-constexpr int kBytes = 4;
-constexpr int kByteRows = 1;
-constexpr int kByteRowsOfTile = 1;
+constexpr int kBytes = 16;
 struct Bytes {
-    int8_t at[16];  // a table; otherwise the first four
+    int8_t at[16];
 };
-using Mask8 = uint32_t;
-using Ints = int32_t;
-using Lanes = float;
+struct Ints {
+    int32_t at[4];
+};
+struct Lanes {
+    float at[4];
+};
 
 inline Bytes load_columns(const void* p) {
-    Bytes v{};
-    std::memcpy(v.at, p, kBytes);
+    Bytes v;
+    std::memcpy(v.at, p, sizeof v.at);
     return v;
 }
 
 template <typename Each>
 inline Bytes each_byte(const Each& each) {
-    Bytes v{};
-    for (int i = 0; i < kBytes; ++i) v.at[i] = static_cast<int8_t>(each(i));
+    Bytes v;
+    for (int i = 0; i < 16; ++i) v.at[i] = static_cast<int8_t>(each(i));
+    return v;
+}
+
+template <typename Each>
+inline Ints each_int(const Each& each) {
+    Ints v;
+    for (int i = 0; i < 4; ++i) v.at[i] = each(i);
+    return v;
+}
+
+template <typename Each>
+inline Lanes each_lane(const Each& each) {
+    Lanes v;
+    for (int i = 0; i < 4; ++i) v.at[i] = each(i);
     return v;
 }
 
 inline Bytes fill_bytes(int value) {
     return each_byte([&](int) { return value; });
 }
-inline Mask8 mask_bytes(uint64_t word, int part) { return static_cast<uint32_t>(word >> (part * kBytes)); }
-inline Bytes blend_bytes(Mask8 m, Bytes if_clear, Bytes if_set) {
-    return each_byte([&](int i) { return (m >> i & 1) != 0 ? if_set.at[i] : if_clear.at[i]; });
-}
-inline Bytes negate_bytes_if_set(Mask8 m, Bytes v) {
-    return each_byte([&](int i) { return (m >> i & 1) != 0 ? -v.at[i] : v.at[i]; });
-}
-inline Mask8 flip(Mask8 m, Bytes where_negative) {
-    for (int i = 0; i < kBytes; ++i) m ^= static_cast<uint32_t>(where_negative.at[i] < 0) << i;
-    return m;
-}
-inline Bytes magnitude_bytes(Bytes v) {
-    return each_byte([&](int i) { return v.at[i] < 0 ? -v.at[i] : v.at[i]; });
-}
 
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
-inline Bytes load_table(const unsigned char* p) {
-    Bytes v;
-    std::memcpy(v.at, p, sizeof v.at);
-    return v;
-}
+inline Bytes load_table(const unsigned char* p) { return load_columns(p); }
 inline Bytes look_up(const Bytes& table, const Bytes& numbers) {
-    Bytes v;
-    for (int i = 0; i < 16; ++i) v.at[i] = table.at[numbers.at[i]];
-    return v;
+    return each_byte([&](int i) { return table.at[numbers.at[i]]; });
 }
 
-// For line.inc.
 inline Bytes shift_left_1(const Bytes& v) {
     return each_byte([&](int i) { return v.at[i] * 2; });
 }
@@ -72,14 +66,10 @@ inline Bytes and_bytes(const Bytes& a, const Bytes& b) {
     return each_byte([&](int i) { return a.at[i] & b.at[i]; });
 }
 inline Bytes xor_bytes(const Bytes& a, const Bytes& b) {
-    Bytes v;
-    for (int i = 0; i < 16; ++i) v.at[i] = static_cast<int8_t>(a.at[i] ^ b.at[i]);
-    return v;
+    return each_byte([&](int i) { return a.at[i] ^ b.at[i]; });
 }
 inline Bytes add_bytes(const Bytes& a, const Bytes& b) {
-    Bytes v;
-    for (int i = 0; i < 16; ++i) v.at[i] = static_cast<int8_t>(a.at[i] + b.at[i]);
-    return v;
+    return each_byte([&](int i) { return a.at[i] + b.at[i]; });
 }
 inline Bytes pick_bits(const Bytes& m, const Bytes& if_set, const Bytes& if_clear) {
     return each_byte([&](int i) { return (if_set.at[i] & m.at[i]) | (if_clear.at[i] & ~m.at[i]); });
@@ -90,34 +80,81 @@ inline Bytes load_bits(const unsigned char* p, int shift) {
     return each_byte([&](int i) { return p[i] >> shift | p[i + 1] << (8 - shift); });
 }
 
-inline Ints no_ints() { return 0; }
-inline Lanes no_lanes() { return 0.0f; }
-inline Ints dot(Ints sums, Bytes u, Bytes s) {
-    for (int i = 0; i < kBytes; ++i) sums += u.at[i] * s.at[i];
-    return sums;
-}
+inline Ints no_ints() { return {}; }
+inline Lanes no_lanes() { return {}; }
 constexpr int kLevelBias = 0;
-inline Ints level_dot(Ints sums, const Bytes& levels, const Bytes& q) { return dot(sums, levels, q); }
-inline Ints load_ints(const int32_t* p) { return *p; }
-inline void store_ints(int32_t* p, Ints v) { *p = v; }
-inline Ints add_ints(Ints a, Ints b) { return a + b; }
-inline int32_t sum_ints(Ints v) { return v; }
-inline Lanes add_scaled_ints(Ints sums, float scale, Lanes to) {
-    return std::fmaf(static_cast<float>(sums), scale, to);
+inline Ints level_dot(const Ints& sums, const Bytes& levels, const Bytes& q) {
+    return each_int([&](int i) {
+        int32_t sum = sums.at[i];
+        for (int j = 4 * i; j < 4 * i + 4; ++j) sum += levels.at[j] * q.at[j];
+        return sum;
+    });
+}
+inline Ints load_ints(const int32_t* p) {
+    return each_int([&](int i) { return p[i]; });
+}
+inline void store_ints(int32_t* p, const Ints& v) { std::memcpy(p, v.at, sizeof v.at); }
+inline Ints add_ints(const Ints& a, const Ints& b) {
+    return each_int([&](int i) { return a.at[i] + b.at[i]; });
+}
+inline Ints subtract_ints(const Ints& a, const Ints& b) {
+    return each_int([&](int i) { return a.at[i] - b.at[i]; });
+}
+inline int32_t sum_ints(const Ints& v) { return v.at[0] + v.at[1] + v.at[2] + v.at[3]; }
+
+// For sums.inc. A vector of sums has four for every 16 bytes.
+inline Ints join_digits(const Ints& high, const Ints& low) {
+    return each_int([&](int i) { return high.at[i] * 256 + low.at[i]; });
+}
+inline Lanes load_lanes(const float* p) {
+    return each_lane([&](int i) { return p[i]; });
+}
+inline Lanes load_lanes_at(const float* p, const int32_t* index) {
+    return each_lane([&](int i) { return p[index[i]]; });
+}
+inline void store_lanes(float* p, const Lanes& v) { std::memcpy(p, v.at, sizeof v.at); }
+inline Lanes mul(const Lanes& a, const Lanes& b) {
+    return each_lane([&](int i) { return a.at[i] * b.at[i]; });
+}
+inline Lanes add_products(const Ints& sums, const Lanes& scales, const Lanes& to) {
+    return each_lane([&](int i) { return std::fmaf(static_cast<float>(sums.at[i]), scales.at[i], to.at[i]); });
 }
 
-// Lanes 8, 4, 2 and 1 apart.
-inline float sum_lanes(const Lanes (&v)[16]) {
-    float lanes[16];
-    std::memcpy(lanes, v, sizeof lanes);
-    for (int apart = 8; apart > 0; apart /= 2) {
-        for (int i = 0; i < apart; ++i) lanes[i] += lanes[i + apart];
+// The sum of the 16 lanes of a row, in the order that sums.h fixes.
+inline float sum_units(const Lanes (&v)[4]) {
+    const auto one = [&](int i) { return (v[i].at[0] + v[i].at[2]) + (v[i].at[1] + v[i].at[3]); };
+    return (one(0) + one(2)) + (one(1) + one(3));
+}
+
+// Of every 16 bytes, the totals of the four sums of a, b, c and d.
+inline Ints turn_sums(const Ints& a, const Ints& b, const Ints& c, const Ints& d) {
+    return {{sum_ints(a), sum_ints(b), sum_ints(c), sum_ints(d)}};
+}
+
+// 32 bits for every sum, from bit first + bits[i] on.
+inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t* bits, bool) {
+    uint32_t words[4];
+    for (int i = 0; i < 4; ++i) {
+        uint64_t here;
+        std::memcpy(&here, p + (first + bits[i]) / 8, 8);
+        words[i] = static_cast<uint32_t>(here >> ((first + bits[i]) % 8));
     }
-    return lanes[0];
+    return load_columns(words);
+}
+
+// The first four of every 16 bytes of four vectors, in the order of turn_sums.
+inline Bytes load_unit_words(const unsigned char* p) {
+    static constexpr int32_t kBits[4] = {0, 128, 256, 384};
+    return load_bit_words(p, 0, kBits, true);
 }
 
 // look_up reads by four bits; there are no tables of 64 bytes.
 constexpr bool kSixBits = false;
 inline Bytes look_up_six(const Bytes& table, const Bytes&) { return table; }
+
+// Numbers in 16 bits are read as floats instead.
+constexpr bool kTurnsHalves = false;
+template <typename Pick>
+inline void pick_halves(const unsigned char*, const Pick&, Lanes&, Lanes&) {}
 
 }  // namespace

@@ -2,8 +2,6 @@
 
 #include "../buffers.inc"
 #include "../kernel.inc"
-#include "../lookup.inc"
 #include "../table.inc"
 
-const arb::Kernels arb::scalar_kernels = {kWidth,     kPanel,         prepare,     gemm,
-                                          dequantize, prepare_tables, gemm_tables, table_rows};
+const arb::Kernels arb::scalar_kernels = {kWidth, prepare, gemm, dequantize, table_rows};

@@ -49,27 +49,4 @@ inline Floats magnitude(Floats v) { return v < 0.0f ? -v : v; }
 // The lowest eight bits of every lane.
 inline void store_low_bytes(int8_t* p, Floats v) { std::memcpy(p, &v, 1); }
 
-using Words = uint32_t;
-
-inline Words load_words(const uint32_t* p) { return *p; }
-inline Words shift_left_2(Words w) { return w << 2; }
-inline Words shift_right(Words w, int bits) { return w >> bits; }
-inline Words select_bits(uint32_t m, Words if_set, Words if_clear) { return (if_set & m) | (if_clear & ~m); }
-
-inline void turn_four_words(const unsigned char* const* from, int64_t at, int64_t step, uint32_t* out) {
-    for (int i = 0; i < 4; ++i) std::memcpy(out + i * step, from[0] + at + 4 * i, 4);
-}
-
-inline Floats low_halves(Words w) {
-    unsigned char bytes[4];
-    std::memcpy(bytes, &w, 4);
-    return load_halves(bytes);
-}
-
-struct Table {
-    const float* values;
-    explicit Table(const float* p) : values(p) {}
-    Floats at(Words w) const { return values[w & 15]; }
-};
-
 }  // namespace

@@ -10,16 +10,19 @@ namespace arb {
 
 enum class Activations {
     exact,  // float32 products and sums
-    int8,   // x is rounded to 8 bits per block of columns, where the layout allows it (covers_int8); see cpu/int8.h
+    int8,   // x is rounded to 8 bits per part of a block, where the layout allows it (covers_int8)
 };
-
-// Whether `int8` has kernels for this weight: one or two groups, no means, blocks of whole 64-column words (or a single
-// block) of at most 8192 columns. Where it has none, gemm is exact whatever was asked for.
-bool covers_int8(const PackedView& weight);
 
 // Whether the product is computed in whole numbers (cpu/line.h), exact and int8: two groups, 8-bit row scales, at most
 // one scale per column, one block or blocks of at least 512 columns.
 bool covers_line(const PackedView& weight);
+
+// Whether it can be computed by sums of units of columns (cpu/sums.h), exact and int8: one or two groups, one block or
+// blocks of at least 64 columns.
+bool covers_sums(const PackedView& weight);
+
+// Whether `int8` has kernels for this weight. Where it has none, gemm is exact whatever was asked for.
+bool covers_int8(const PackedView& weight);
 
 struct Plans;
 

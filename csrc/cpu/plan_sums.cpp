@@ -1,0 +1,125 @@
+#include <algorithm>
+
+#include "arb/gemm.h"
+#include "plan.h"
+
+namespace arb {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Units of all blocks, and for each the number of its block.
+void add_units(const Plan& exact, SumsPlan& plan, std::vector<int64_t>& blocks) {
+    const PackedView& w = *exact.job.weight;
+    std::vector<int64_t> salient(static_cast<size_t>(exact.job.blocks));
+    for (const Run& run : exact.runs) {
+        if (run.salient) salient[static_cast<size_t>(run.block)] = run.length;
+    }
+    int64_t second = 0;
+    for (int64_t b = 0; b < exact.job.blocks; ++b) {
+        const int64_t first = b * w.block_size, columns = std::min(w.block_size, w.cols - first);
+        for (int64_t at = 0; at < columns; at += kUnit) {
+            const int64_t here = std::clamp<int64_t>(salient[static_cast<size_t>(b)] - at, 0, kUnit);
+            plan.units.push_back({first + at, std::min(kUnit, columns - at), here, second});
+            blocks.push_back(b);
+            second += here;
+        }
+    }
+}
+
+void add_slices(const SumsUnit* units, int64_t lanes, SumsPlan& plan, SumsPart& part) {
+    int64_t most = 0;
+    for (int64_t n = 0; n < lanes; ++n) most = std::max(most, units[n].salient);
+    part.slices = divide_up(most, 32);
+    for (int64_t s = 0; s < part.slices; ++s) {
+        SumsSlice slice{};
+        std::vector<int32_t> bits(static_cast<size_t>(lanes));
+        for (int64_t n = 0; n < lanes; ++n) {
+            const int64_t count = std::min<int64_t>(units[n].salient - s * 32, 32);
+            if (count <= 0) continue;
+            const auto lane = static_cast<size_t>(n % (lanes / 4) * 4 + n / (lanes / 4));
+            bits[lane] = static_cast<int32_t>(units[n].second + s * 32);
+            slice.wide |= count > 25;
+        }
+        // The places themselves are filled in when the vectors have stopped growing.
+        plan.places.insert(plan.places.end(), bits.begin(), bits.end());
+        plan.slices.push_back(slice);
+    }
+}
+
+void add_passes(const PackedView& w, SumsJob& job) {
+    const bool scaled = w.col_scale.data != nullptr, own = scaled && w.shared_columns == 0;
+    const auto add = [&](bool salient, int64_t groups, int64_t plane, int64_t first, int64_t step, int64_t last_mean) {
+        SumsPass& pass = job.pass[job.passes++];
+        pass.salient = salient;
+        for (int64_t g = 0; g < groups; ++g) {
+            const int64_t kind = first + g * step;
+            pass.term[pass.terms++] = own ? SumsTerm{kind, plane, g} : SumsTerm{kind, scaled ? 1 : 0, 0};
+        }
+        if (job.means > 0 && plane == 1) pass.term[pass.terms++] = {job.scales + last_mean, 0, 0};
+    };
+    add(false, w.groups, 1, job.first_other, 1, job.means - 1);
+    if (job.salient_columns > 0) add(true, w.salient_groups, 1, 0, w.salient_order, w.salient_groups - 1);
+    if (job.two_planes) add(true, w.salient_groups, 2, 1, w.salient_order, 0);
+}
+
+}  // namespace
+
+bool covers_sums(const PackedView& w) {
+    return w.groups <= 2 && (w.block_size >= kSumsMinBlock || w.block_size >= w.cols);
+}
+
+void make_sums_plan(const Plan& exact, const SumsKernels& kernels, SumsPlan& plan) {
+    const Job& whole = exact.job;
+    const PackedView& w = *whole.weight;
+    const int64_t lanes = kernels.lanes;
+    SumsJob& job = plan.job;
+    job.weight = &w;
+    job.order = whole.order;
+    job.words = whole.words;
+    job.salient_columns = whole.salient_columns;
+    job.blocks = whole.blocks;
+    job.scales = whole.row_scales / whole.blocks;
+    job.first_other = w.salient_groups * w.salient_order;
+    job.means = whole.means / whole.blocks;
+    job.two_planes = w.salient_order == 2 && whole.salient_columns > 0;
+    job.aligned = w.block_size % kUnit == 0 || whole.blocks == 1;
+    job.factor = whole.factor;
+    add_passes(w, job);
+    std::vector<int64_t> blocks;
+    add_units(exact, plan, blocks);
+    job.parts = divide_up(static_cast<int64_t>(plan.units.size()), lanes);
+    plan.units.resize(static_cast<size_t>(job.parts * lanes));
+    blocks.resize(plan.units.size());
+    for (int64_t q = 0; q < job.parts; ++q) {
+        SumsPart part{};
+        part.line = job.lines;
+        add_slices(plan.units.data() + q * lanes, lanes, plan, part);
+        for (int64_t p = 0; p < job.passes; ++p) {
+            job.lines += job.pass[p].terms * (job.pass[p].salient ? part.slices : 4);
+        }
+        plan.parts.push_back(part);
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+            const auto unit = static_cast<size_t>(q * lanes + lane % 4 * (lanes / 4) + lane / 4);
+            plan.scale_index.push_back(static_cast<int32_t>(blocks[unit] * job.scales));
+            plan.mean_index.push_back(static_cast<int32_t>(blocks[unit] * job.means));
+        }
+    }
+    int64_t slice = 0;
+    for (SumsPart& part : plan.parts) {
+        part.slice = plan.slices.data() + slice;
+        for (int64_t s = 0; s < part.slices; ++s, ++slice) {
+            plan.slices[static_cast<size_t>(slice)].bits = plan.places.data() + slice * lanes;
+        }
+    }
+    job.units = plan.units.data();
+    job.part = plan.parts.data();
+    job.scale_index = plan.scale_index.data();
+    job.mean_index = plan.mean_index.data();
+    const int64_t numbers = job.blocks * std::max(job.scales, job.means);
+    job.room =
+        std::max({job.parts * lanes * 16, job.words * 8, job.salient_columns / 8 + 16, numbers * 4}) + kSumsSpare;
+    job.room = divide_up(job.room, 64) * 64;
+}
+
+}  // namespace arb

@@ -1,0 +1,125 @@
+// Multiplication by sums of units of columns (docs/cpu-kernels.md): the plan of a weight, and what every instruction
+// set implements. Plain data only (see arb/packed.h).
+//
+// A unit is up to 128 consecutive columns of a block in storage order. Its kinds are those of the row scales: a plane,
+// salient or other columns, a group; and one for the mean of every zone. For a row of x, a unit u and a kind k, every
+// column's v = x_j times its column scale (1 for means) becomes a whole number X = v / t, rounded, of one digit (int8:
+// |X| <= 127) or three (exact: t a power of two, |X| < 2^22). Then
+//     S = sum of +-X over the unit's columns that are of the kind in this row (of X for means): an exact integer
+//     lane l of the row = fma(float(S), R t, lane l of the row), units with l = 4 (u % 4) + u / 4 % 4 and their kinds
+//                         ascending; R is the row scale or the mean
+//     y_i = (sum of the 16 lanes: l + (l + 8), then 4, 2 and 1 apart) * p * 2^exponent * row base, in double
+// where x was divided by a power of two p that makes the largest |x| less than 4. This fixes every bit of the result on
+// every instruction set. In the exact way a v is off by at most t / 2, 2^-22 of the largest of its unit and kind.
+#pragma once
+
+#include "arb/packed.h"
+
+namespace arb {
+
+constexpr int64_t kUnit = 128;         // 16 bytes of a plane
+constexpr int64_t kSumsMinBlock = 64;  // narrower blocks would leave most of a unit empty
+constexpr int64_t kSumsSpare = 320;    // bytes that may be read past the end of a row
+constexpr int64_t kSumsTile = 2;       // rows of x that share the unpacking of the bits
+constexpr int64_t kSumsPanel = 16;     // rows of the weight that take turns with a part of x too long for the cache
+constexpr int64_t kMaxKinds = 10;      // 6 row scales, 4 means
+constexpr int64_t kMaxCopies = 5;      // of x, each times other column scales
+
+struct SumsUnit {
+    int64_t first;    // storage position
+    int64_t columns;  // 0: there is no such unit, the part is not full
+    int64_t salient;  // the first so many
+    int64_t second;   // salient columns of the units before
+};
+
+// A slice is the n-th 32 columns of all units of a part. `bits` [lanes] says where a unit's part of the second plane
+// begins in the bits of a row; `wide`: some take more than 25 bits.
+struct SumsSlice {
+    const int32_t* bits;
+    bool wide;
+};
+
+// Four vectors of plane bytes: `lanes` units. The n-th unit of a part has lane n % (lanes / 4) * 4 + n / (lanes / 4) of
+// the sums.
+struct SumsPart {
+    const SumsSlice* slice;
+    int64_t slices;  // that hold salient columns
+    int64_t line;    // the first of a prepared row
+};
+
+// What is summed up at once: a kind, or for means (which come last) their kind of the last group. x is multiplied by
+// line `line` of col_scale (plane 1), of col_scale2 (2), or by nothing (0).
+struct SumsTerm {
+    int64_t kind, plane, line;
+};
+
+// The other columns, the salient ones in the first plane, and in the second.
+struct SumsPass {
+    bool salient;
+    int64_t terms;
+    SumsTerm term[3];
+};
+
+struct SumsJob {
+    const PackedView* weight;
+    const int32_t* order;   // as in Job
+    const SumsUnit* units;  // [parts, lanes]
+    const SumsPart* part;
+    int64_t parts;
+    SumsPass pass[3];
+    int64_t passes;
+    int64_t blocks;
+    int64_t words;               // 64-bit words per row of a plane
+    int64_t salient_columns;     // C
+    int64_t scales;              // row scales per row and block
+    int64_t first_other;         // of these, where those of the other columns begin
+    int64_t means;               // means per row and block
+    bool two_planes;             // salient columns have a second sign
+    bool aligned;                // units lie at multiples of 16 bytes
+    const int32_t* scale_index;  // [parts, lanes], of the first row scale of the unit's block
+    const int32_t* mean_index;   // and mean
+    int64_t lines;               // of a prepared row
+    int64_t room;                // bytes of a line of working memory, of which multiply needs 5 kSumsPanel
+    float factor;                // 2^exponent
+};
+
+// Two numbers for every sum of a part, from 96 halves: which of 32, and in which 32 it is (<isa>/bytes.h, pick_halves).
+struct HalfPick {
+    uint16_t index[32];
+    uint32_t mask[2];
+};
+
+// One row of x, prepared; the next lies behind it. A line is what one term needs for one step, a vector of plane bytes:
+// [digits, 8, bytes of a vector]. The passes of a part lie behind one another, [steps, terms] lines each: 4 steps, or a
+// step for every slice. `starts`, what the sums begin with, has [digits, lanes] for every line.
+struct SumsRow {
+    int8_t* digits;
+    int32_t* starts;
+    float* units;     // t [parts, kinds, lanes]
+    int32_t* totals;  // with means: of all X [parts, others and salient columns, lanes]
+    double unit;      // p
+};
+
+struct SumsKernels {
+    int64_t lanes;  // 32-bit sums in a vector
+
+    // x [m] in column order -> one prepared row. `values` is working memory of cols + 16 * lanes * 8 + 128 floats.
+    // Returns whether x was finite; if not, the row must not be used.
+    bool (*prepare)(const SumsJob& job, const float* x, int64_t number, float* values, SumsRow& row);
+
+    // y[t][i] for rows begin..end-1 of the weight and t < tile, which is 1 or kSumsTile; number is 1 or kMaxDigits.
+    void (*multiply)(const SumsJob& job, const SumsRow* x, int64_t tile, int64_t number, int64_t begin, int64_t end,
+                     unsigned char* scratch, float* const* y);
+};
+
+extern const SumsKernels scalar_sums;
+#if defined(__x86_64__)
+extern const SumsKernels avx2_sums;
+extern const SumsKernels avx512_sums;
+extern const SumsKernels avx512vnni_sums;
+#elif defined(__aarch64__)
+extern const SumsKernels neon_sums;
+extern const SumsKernels neondot_sums;
+#endif
+
+}  // namespace arb

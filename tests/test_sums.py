@@ -1,0 +1,231 @@
+"""Products by sums of units (csrc/cpu/sums.h), exact and int8: against float64, a plain version, and each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_packed
+
+from arbllm_kernels import native, ops
+from arbllm_kernels.errors import InputError
+from arbllm_kernels.linear import linear
+from arbllm_kernels.packed import PackedWeight
+
+# Blocks of 128 and multiples, whose units lie as the kernels want them, and others; short last blocks; several parts.
+SHAPES = [(1, 1, 64), (1, 63, 128), (5, 65, 64), (3, 129, 128), (37, 576, 128), (4, 700, 256), (3, 300, 300)]
+SHAPES += [(17, 4500, 128), (3, 640, 100)]
+ZONES = [(1, 1), (2, 1), (2, 2)]
+UNIT = 128
+
+
+def weights(n: int, m: int, k: int) -> list[PackedWeight]:
+    found = []
+    for groups, salient_groups in ZONES:
+        for order in (1, 2):
+            for options in (
+                {}, {"salient": 1.0}, {"salient": 0.0}, {"mean": True, "col_scale": False},
+                {"mean": True, "salient": 0.4}, {"col_scale": False, "dtype": torch.float32},
+                {"shared": True, "coded": True, "ordered": True},
+            ):  # fmt: skip
+                kept: dict[str, Any] = options
+                pw = random_packed(
+                    n, m, k, groups=groups, salient_groups=salient_groups, salient_order=order, exponent=-3, **kept
+                )
+                if ops.view(ops.packed_args(pw)).covers_line:
+                    continue
+                if pw.row_base is None:
+                    pw.row_scale[::2].neg_()  # rows with and without negative scales
+                pw.row_scale[n // 2 : n // 2 + 1] = 0  # a row of nothing but means
+                found.append(pw)
+    return found
+
+
+def run(pw: PackedWeight, x: torch.Tensor, int8: bool, threads: int = 1) -> torch.Tensor:
+    y = torch.full((x.shape[0], pw.layout.rows), float("nan"))
+    args = ops.packed_args(pw)
+    weight = ops.native_weight(args)
+    assert weight.covers_int8
+    assert weight.gemm(x.data_ptr(), x.shape[0], y.data_ptr(), threads, int8) == native.active_isa()
+    return y
+
+
+def rounded(values: torch.Tensor, most: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """q float [...] in -127..127 and its unit, float32 operations in the order of the kernels."""
+    most = values.abs().amax() if most is None else most
+    if most == 0:
+        return torch.zeros_like(values), most
+    return (values * (torch.tensor(127.0) / most)).round().double(), (most / 127.0).double()
+
+
+def reference(pw: PackedWeight, x: torch.Tensor, width: int = UNIT, joint: bool = False) -> torch.Tensor:
+    """The int8 product in float64, exact but for the last rounding: [batch, n].
+
+    x is rounded for every `width` columns of a block and every kind of column apart; `joint`: for all kinds together,
+    which csrc/cpu/line.h does, where all kinds have the same column scales.
+    """
+    lay, order, n = pw.layout, pw.order.long(), pw.layout.rows
+    sign, group = pw._sign_bits.double() * 2 - 1, pw._group_index
+    second = pw._second_bits.double() * 2 - 1 if lay.salient_order == 2 else None
+    y, seen = torch.zeros(x.shape[0], n, dtype=torch.float64), 0
+
+    def scaled(own: torch.Tensor, part: torch.Tensor | None, g: int, cols: slice) -> torch.Tensor:
+        return own if part is None else own * part.float()[min(g, part.shape[0] - 1), cols]
+
+    for b, count in enumerate(pw.salient_counts.tolist()):
+        start, stop = b * lay.block_size, min((b + 1) * lay.block_size, lay.cols)
+        for first in range(start, stop, width):
+            last = min(first + width, stop)
+            middle = min(max(first, start + count), last)
+            everything = scaled(x[:, order[first:last]], pw.col_scale, 0, slice(first, last)).abs().amax(1)
+            for salient, cols in ((True, slice(first, middle)), (False, slice(middle, last))):
+                if cols.start == cols.stop:
+                    continue
+                groups = lay.salient_groups if salient else lay.groups
+                own, zone = x[:, order[cols]], group[:, cols] * int(groups > 1)
+                for g in range(groups):
+                    here = zone == g
+                    terms = [(scaled(own, pw.col_scale, g, cols), sign[:, cols])]
+                    kinds = [g * lay.salient_order if salient else lay.salient_scales + g]
+                    if salient and second is not None:
+                        at = slice(seen, seen + cols.stop - cols.start)
+                        own2 = pw.col_scale if pw.col_scale2 is None else pw.col_scale2
+                        terms.append((scaled(own, own2, g, cols if pw.col_scale2 is None else at), second[:, at]))
+                        kinds.append(kinds[0] + 1)
+                    levels = [pw.row_scale[:, b, kind].double() for kind in kinds]
+                    if pw.mean is not None:
+                        terms.append((own, torch.ones_like(sign[:, cols])))
+                        levels.append(pw.mean[:, b, g if salient else lay.salient_groups + g].double())
+                    for (values, signs), level in zip(terms, levels, strict=True):
+                        for t in range(x.shape[0]):
+                            q, unit = rounded(values[t], everything[t] if joint else None)
+                            y[t] += level * ((here * signs) @ q.double()) * unit
+                if salient:
+                    seen += cols.stop - cols.start
+    base = torch.ones(n) if pw.row_base is None else pw.row_base.float()
+    return y * (base * 2.0**lay.exponent).double()
+
+
+def most_weight(pw: PackedWeight) -> torch.Tensor:
+    """What the parts of a weight of each row may add up to: [n]."""
+    columns = [part.abs().max() for part in (pw.col_scale, pw.col_scale2) if part is not None and part.numel()]
+    most = pw.row_scale.double().abs().amax((1, 2)) * pw.layout.salient_order
+    most = most * float(max([1.0, *map(float, columns)]))
+    if pw.mean is not None:
+        most = most + 2 * pw.mean.double().abs().amax((1, 2))
+    base = 1.0 if pw.row_base is None else pw.row_base.double()
+    return most * base * 2.0**pw.layout.exponent
+
+
+def bound(pw: PackedWeight, x: torch.Tensor, digits: bool) -> torch.Tensor:
+    """Rounding of sums of floats, and of x to three digits: half of 2^-21 of the largest of a unit."""
+    k, size = pw.layout.block_size, torch.zeros(x.shape[0], 1, dtype=torch.float64)
+    own = x.double()[:, pw.order.long()].abs()
+    units = 0
+    for start in range(0, pw.layout.cols, k):
+        for first in range(start, min(start + k, pw.layout.cols), UNIT):
+            here = own[:, first : min(first + UNIT, start + k)]
+            size += here.amax(1, keepdim=True) * here.shape[1]
+            units += 1
+    rounding = (10 * (units / 16 + 1) + 8) * 2.0**-24
+    return size * most_weight(pw) * (rounding + (2.0**-21 if digits else 0.0)) + 1e-30
+
+
+@pytest.mark.parametrize("n,m,k", SHAPES)
+def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> None:
+    for pw in weights(n, m, k):
+        x = torch.randn(3, m)
+        exact = x.double() @ pw.dequantize().double().T
+        assert bool(((run(pw, x, False).double() - exact).abs() <= bound(pw, x, True)).all()), pw.layout
+        off = (run(pw, x, True).double() - reference(pw, x)).abs()
+        assert bool((off <= bound(pw, x, False)).all()), pw.layout
+
+
+@pytest.mark.parametrize("n,m,k", SHAPES)
+def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
+    for pw in weights(n, m, k):
+        x = torch.randn(5, m)
+        for int8 in (False, True):
+            got = run(pw, x, int8)
+            with native.forced_isa("scalar"):
+                expected = run(pw, x, int8)
+            assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), (int8, pw.layout)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 5, 66])
+def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
+    pw = random_packed(701, 1400, 128)
+    x = torch.randn(batch, 1400)
+    for int8 in (False, True):
+        together = run(pw, x, int8, threads=3)
+        for i in range(0, batch, 4):
+            assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1], int8))
+
+
+def test_a_long_x_meets_panels_of_rows(isa: str) -> None:
+    pw, x = random_packed(37, 20000, 128, salient=0.1), torch.randn(2, 20000)
+    for int8 in (False, True):
+        got = run(pw, x, int8, threads=2)
+        with native.forced_isa("scalar"):
+            assert torch.equal(got, run(pw, x, int8))
+
+
+@pytest.mark.parametrize("salient", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("new", [False, True])
+def test_error_of_random_weights_is_below_one_percent(isa: str, salient: float, new: bool) -> None:
+    for k in (64, 128, 256):
+        pw = random_packed(64, 1024, k, salient=salient, shared=new, coded=new)
+        x = torch.randn(4, 1024)
+        exact = x.double() @ pw.dequantize().double().T
+        error = (run(pw, x, True).double() - exact).norm() / exact.norm()
+        assert 1e-4 < float(error) < 0.009, (k, float(error))
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 1e38])
+def test_huge_and_tiny_x(isa: str, size: float) -> None:
+    pw = random_packed(8, 300, 128, exponent=-6)
+    x = torch.rand(1, 300) * size
+    exact = x.double() @ pw.dequantize().double().T
+    subnormal = 2.0**-149  # y has no finer steps
+    assert bool(((run(pw, x, False).double() - exact).abs() <= bound(pw, x, True) + subnormal).all())
+    assert bool((run(pw, x, True).double() - exact).norm() <= 0.012 * exact.norm() + 8 * subnormal)
+    assert bool((run(pw, torch.zeros(1, 300), False) == 0).all())
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str) -> None:
+    pw, x = random_packed(8, 300, 128), torch.randn(5, 300)
+    clean = [run(pw, x, int8) for int8 in (False, True)]
+    x[1, 7], x[3, 299] = float("inf"), float("nan")
+    for int8, before in zip((False, True), clean, strict=True):
+        got = run(pw, x, int8)
+        assert torch.equal(got[::2], before[::2]) and bool((~got[1::2].isfinite()).all())
+        assert bool(got[3].isnan().all())
+    assert bool((run(random_packed(3, 64, 64, zero=True), torch.randn(1, 64), True) == 0).all())
+
+
+def test_int8_is_opt_in_and_says_where_it_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    pw, x = random_packed(8, 300, 128), torch.randn(2, 300)
+    exact = linear(x, pw)
+    with native.forced_activations("int8"):
+        assert torch.equal(linear(x, pw), run(pw, x, True)) and not torch.equal(linear(x, pw), exact)
+        many = x.repeat(ops.DENSE_BATCH, 1)
+        torch.testing.assert_close(linear(many, pw)[:2], exact)  # long batches are exact
+        for options in ({"groups": 4}, {"block_size": 32}):
+            other: PackedWeight = random_packed(8, 300, **options)
+            with pytest.warns(UserWarning, match="has a layout without an int8 kernel"):
+                y = linear(x, other)
+            with native.forced_activations("exact"):
+                assert torch.equal(y, linear(x, other))
+    assert torch.equal(linear(x, pw), exact)
+    with pytest.raises(InputError, match="set_activations: activations 'int4'; must be one of exact, int8"):
+        native.set_activations("int4")
+    native.set_activations(None)
+    monkeypatch.setenv("ARBLLM_ACTIVATIONS", "int8")
+    assert native.activations() == "int8"
+    native.set_activations(None)
+    monkeypatch.setenv("ARBLLM_ACTIVATIONS", "fp8")
+    with pytest.raises(InputError, match="ARBLLM_ACTIVATIONS: activations 'fp8'"):
+        native.activations()
+    monkeypatch.delenv("ARBLLM_ACTIVATIONS")
+    assert native.activations() == "exact"
