@@ -29,6 +29,7 @@ SIZES = (
 )
 BUFFERS = ("sign", "group", "second", "row_scale", "row_base", "mean", "col_scale", "col_scale2", "order", "counts")
 _MESSAGE_BYTES = 300
+_KEPT_BATCH = 8  # rows of x; more of them come in any number, and the question costs them little
 
 
 class _Buffer(ctypes.Structure):
@@ -134,7 +135,9 @@ class Library:
         key = x_type, batch
         if (needed := kept.workspaces.get(key)) is None:
             # -1 is left to the call itself, which says why.
-            needed = kept.workspaces[key] = self._dll.arb_cuda_linear_workspace(kept.pointer, *key)
+            needed = self._dll.arb_cuda_linear_workspace(kept.pointer, *key)
+            if batch <= _KEPT_BATCH:
+                kept.workspaces[key] = needed
         # From torch's allocator, which knows streams and graphs.
         space = flat.new_empty(max(needed, 0), dtype=torch.uint8)
         self._call(

@@ -30,3 +30,10 @@ def device_of(name: str | torch.device) -> torch.device:
     if device.index is not None and device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise InputError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def roomy(device: torch.device, nbytes: int) -> torch.device:
+    """The device, or the CPU where so many bytes and a fifth of them are more than it has free."""
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 1.2 * nbytes:
+        return torch.device("cpu")
+    return device

@@ -6,8 +6,8 @@
     arb::linear, more rows                     tiles of W are dequantized by Triton and multiplied by the library's GEMM
     arb::linear_input_grad                     tiles of W are dequantized and multiplied by the library's GEMM
     arb::dequantize                            the CUDA extension where it was built, else Triton
-    the solver                                 Triton, the paper's methods for blocks that fit its registers; else
-                                               methods/ in plain torch
+    the solver                                 Triton: the paper's methods for blocks that fit its registers, and the
+                                               sweep of arb-levels; else methods/ in plain torch
 
 docs/gpu-kernels.md and docs/gpu-cuda.md say on which devices this ran.
 """
@@ -46,7 +46,7 @@ def linear(x: Tensor, *args: Any) -> Tensor:
         from .triton_kernels.gemm import dense_gemm, gemm
         from .triton_kernels.gemv import gemv
 
-        with _current(x.device):
+        with on_device(x.device):
             y = {"Triton GEMV": gemv, "Triton GEMM": gemm, "dense tiles": dense_gemm}[kernel](flat, *args)
     return y.view(*x.shape[:-1], rows)
 
@@ -73,7 +73,7 @@ def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
     flat = dy.reshape(-1, rows).float()
     stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32, device=dy.device)
     step = max(1, TILE_WEIGHTS // cols)
-    with _current(dy.device):
+    with on_device(dy.device):
         for first in range(0, rows, step):
             last = min(first + step, rows)
             stored.addmm_(flat[:, first:last], stored_columns(*args, first=first, last=last).T)
@@ -83,7 +83,7 @@ def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
 
 def dequantize(*args: Any) -> Tensor:
     """arb::dequantize on a CUDA device: float32 [n, m]."""
-    with _current(args[0].device):
+    with on_device(args[0].device):
         if _has_cuda(args[0].device):
             return cuda.dequantize(*args)
         require_triton("arb.dequantize on a CUDA device")
@@ -96,8 +96,8 @@ def _has_cuda(device: torch.device) -> bool:
     return device.type == "cuda" and cuda.available(device)
 
 
-def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Triton starts kernels on the current device."""
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes it the current one: there Triton starts kernels."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 

@@ -26,7 +26,7 @@ from . import container
 from .calibration import SAMPLES, SEQLEN, calibration_ids, check_source, is_self
 from .checkpoints import Checkpoint, open_checkpoint
 from .config import QuantConfig
-from .device import device_of
+from .device import device_of, roomy
 from .errors import CalibrationError, InputError
 from .layer_loop import quantize_layers
 from .linear import ARBLinear
@@ -264,9 +264,9 @@ def window_ids(
     tokenizer, model = checkpoint.tokenizer(), None
     if is_self(calibration):
         dtype = _writing_dtype(checkpoint)
-        name = str(dtype).removeprefix("torch.")
-        report.note(f"The model is loaded whole, in {name}, while it writes its own calibration text.")
-        model = checkpoint.materialize(dtype).to(device)
+        name, place = str(dtype).removeprefix("torch."), roomy(device, dtype.itemsize * weights_of(checkpoint))
+        report.note(f"The model is loaded whole, in {name} on {place}, while it writes its own calibration text.")
+        model = checkpoint.materialize(dtype).to(place)
     elif tokenizer is None:
         raise CalibrationError(f"{checkpoint.path}: holds no tokenizer, so text cannot be tokenized; use 'self'")
     if model is None:
@@ -277,10 +277,13 @@ def window_ids(
 
 def _writing_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """float32 for a small model (without bf16 units a CPU writes several times faster in it), else half precision."""
+    return torch.float32 if 4 * weights_of(checkpoint) <= SMALL_MODEL else torch.bfloat16
+
+
+def weights_of(checkpoint: Checkpoint) -> int:
+    """How many numbers the whole model has."""
     names, state = list(checkpoint.names()), checkpoint.model.state_dict()
-    if 4 * sum(state[name].numel() for name in names) <= SMALL_MODEL:
-        return torch.float32
-    return torch.bfloat16
+    return sum(state[name].numel() for name in names)
 
 
 def _state(

@@ -17,11 +17,11 @@ from . import container
 from .archive import read
 from .calibration import SAMPLES, SEQLEN, check_source
 from .checkpoints import open_checkpoint
-from .device import device_of
+from .device import device_of, roomy
 from .linear import ARBLinear
 from .models import check_ids, check_length
 from .packed import PARTS
-from .pipeline import bits_per_weight, check_out, ids_digest, versions, where, window_ids
+from .pipeline import bits_per_weight, check_out, ids_digest, versions, weights_of, where, window_ids
 from .progress import Report
 from .tune import Settings, State, tune_model
 from .workdir import WorkFolder
@@ -96,6 +96,9 @@ def tune_file(
         checkpoint, calibration, samples, seqlen, seed, text_field, work if resume else None, report, device
     )
     check_ids(found, checkpoint.model)
+    wanted, device = device, roomy(device, 2 * 4 * weights_of(checkpoint))  # both models, float32 at most
+    if device != wanted:
+        report.note(f"The models are tuned on the CPU: {wanted} has no room for two of them in float32.")
     state = {
         "source": checksums,
         "dense": checkpoint.fingerprint(),

@@ -277,7 +277,7 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
     lines = [
         "# What the compiler makes of the Triton kernels",
         "",
-        f"Written by `python bench/aot.py` with Triton {version}: compiled, never executed on a GPU. What the columns",
+        f"Written by `python bench/aot.py` with Triton {version}; these builds never ran on a GPU. What the columns",
         "mean is said there; occupancy is computed from registers and shared memory. No kernel spills.",
         "",
         "| kernel | sm | threads | registers | spills | shared | loop, SASS | per weight | all | occupancy |",

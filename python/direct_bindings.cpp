@@ -28,17 +28,20 @@ struct Torch {
     py::object dispatch_modes = py::module_::import("torch").attr("_C").attr("_len_torch_dispatch_stack");
     py::object transforms = py::module_::import("torch").attr("_C").attr("_are_functorch_transforms_active");
     py::object forward_ad = py::module_::import("torch.autograd.forward_ad");
-    // As C sees it, for the code that torch.compile writes; the method would take ten times as long.
-    void* (*data_ptr)(PyObject*) =
-        reinterpret_cast<void* (*)(PyObject*)>(py::module_::import("torch")
-                                                   .attr("_C")
-                                                   .attr("_dynamo")
-                                                   .attr("guards")
-                                                   .attr("_torchinductor_pyobject_tensor_data_ptr")
-                                                   .cast<uintptr_t>());
+    // As C sees it, for the code that torch.compile writes; the method takes ten times as long. It is no public name,
+    // so the method is there for a torch without it.
+    void* (*data_ptr)(PyObject*) = compiled_data_ptr();
+    py::str method = intern("data_ptr");
     py::str dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu");
     py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad"), to = intern("to");
     py::str is_neg = intern("is_neg"), new_empty = intern("new_empty"), current_level = intern("_current_level");
+
+    static void* (*compiled_data_ptr())(PyObject*) {
+        const py::object guards = py::module_::import("torch._C").attr("_dynamo").attr("guards");
+        constexpr const char* kName = "_torchinductor_pyobject_tensor_data_ptr";
+        if (!py::hasattr(guards, kName)) return nullptr;
+        return reinterpret_cast<void* (*)(PyObject*)>(guards.attr(kName).cast<uintptr_t>());
+    }
 
     static py::str intern(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
 };
@@ -56,7 +59,9 @@ py::object call(const py::object& function) { return checked(PyObject_CallNoArgs
 bool is_true(const py::object& value) { return value.ptr() == Py_True; }
 
 uintptr_t address(py::handle tensor) {
-    return tensor.is_none() ? 0 : reinterpret_cast<uintptr_t>(torch().data_ptr(tensor.ptr()));
+    if (tensor.is_none()) return 0;
+    if (torch().data_ptr != nullptr) return reinterpret_cast<uintptr_t>(torch().data_ptr(tensor.ptr()));
+    return PyLong_AsSize_t(call(tensor, torch().method).ptr());
 }
 
 // Whether nothing but the product of x is wanted: no gradient, transform or mode that the dispatcher would see, and no

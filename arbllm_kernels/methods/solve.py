@@ -17,7 +17,7 @@ from torch import Tensor
 from ..block import Block
 from ..config import QuantConfig
 from ..errors import FormatError, InputError
-from ..gpu import solver_is_triton
+from ..gpu import on_device, solver_is_triton
 from ..packed import Layout, PackedWeight, scale_exponent
 from . import arb, arb_rc, arb_x, billm, levels
 from .binarize import Binarizer, Fit, Solved, Zone
@@ -57,7 +57,7 @@ def quantize_weight(
         cfg: the method and its knobs; default ARB-RC + CGB.
         S: [m, m], mean over sequences of X^T X, read by ARB-X only; default H / 2, which is the same thing.
         backend: "torch" for the plain path of this folder, "native" for csrc, "triton" for the GPU kernels; "auto" for
-            csrc where W is on the CPU and Triton where it is on a CUDA device (see gpu.py). All find the same
+            csrc where W is on the CPU and Triton where it is on a CUDA device and fits (see gpu.py). All find the same
             partition, and the same scales to rounding; what ties to rounding may go either way.
 
     Returns:
@@ -100,7 +100,7 @@ def solve_all(
         _check_matrix("W", W)
         _check_inputs(W, factor, cfg, moment)
     device, block = weights[0].device, min(cfg.block_size, weights[0].shape[1])
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False), on_device(device):
         if backend in BACKENDS and not cfg.has_levels and solver_is_triton(backend, device, block):
             from ..triton_kernels.solve import solve_batch  # here, because it imports this folder, and Triton
 

@@ -26,6 +26,7 @@ from .launch import launch
 from .parts import sum_parts
 from .weight_tile import packed_kernel_args, weight_tile
 
+SAFE_EXPONENT = 8
 TILE_WEIGHTS = 1 << 26  # weights per dense tile: 128 MB of half precision
 
 
@@ -54,16 +55,20 @@ def gemm(x: Tensor, *args: Any) -> Tensor:
 
 
 def dense_gemm(x: Tensor, *args: Any) -> Tensor:
-    """The same product, by way of dense tiles of the weight in x's dtype."""
-    rows, cols = args[10][:2]
-    _, _, factor = packed_kernel_args(*args)
+    """The same product, by way of dense tiles of the weight in x's dtype.
+
+    Libraries may add parts of a half-precision product in half precision. So the tiles hold weights of their own size,
+    as far as fp16 has room for it, and only the rest of 2^exponent is left to the sums.
+    """
+    rows, cols, *_, exponent, _ = args[10]
+    inside = max(-SAFE_EXPONENT, min(exponent, SAFE_EXPONENT))
     stored = x.index_select(1, args[8])
     y = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)
     step = max(1, TILE_WEIGHTS // cols)
     for first in range(0, rows, step):
         last = min(first + step, rows)
-        dense = stored_columns(*args, first=first, last=last, dtype=x.dtype, factor=1.0)
-        torch.addmm(y.new_empty(1), stored, dense, beta=0.0, alpha=factor, out=y[:, first:last])
+        dense = stored_columns(*args, first=first, last=last, dtype=x.dtype, factor=2.0**inside)
+        torch.addmm(y.new_empty(1), stored, dense, beta=0.0, alpha=2.0 ** (exponent - inside), out=y[:, first:last])
     return y
 
 

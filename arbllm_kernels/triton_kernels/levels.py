@@ -77,9 +77,11 @@ class _Panel:
             here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
             aside.wait_stream(here)
             with torch.cuda.stream(aside):  # torch.cuda.graph would empty the allocator's cache, too
-                self._graph.capture_begin()
-                self._launch()
-                self._graph.capture_end()
+                self._graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._launch()
+                finally:
+                    self._graph.capture_end()
             here.wait_stream(aside)
 
     def run(self, given: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -57,7 +57,6 @@ inline Ints join_digits(Ints high, Ints low) { return _mm512_add_epi32(_mm512_sl
 inline Ints subtract_ints(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Lanes load_lanes(const float* p) { return load(p); }
 inline Lanes load_lanes_at(const float* p, const int32_t* index) { return load_at(p, index); }
-inline void store_lanes(float* p, Lanes v) { store(p, v); }
 inline Lanes add_products(Ints sums, Lanes scales, Lanes to) { return mul_add(_mm512_cvtepi32_ps(sums), scales, to); }
 
 // The sum of the 16 lanes of a row, in the order that sums.h fixes.

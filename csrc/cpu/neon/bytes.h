@@ -53,7 +53,6 @@ inline Ints join_digits(Ints high, Ints low) { return vaddq_s32(vshlq_n_s32(high
 inline Ints subtract_ints(Ints a, Ints b) { return vsubq_s32(a, b); }
 inline Lanes load_lanes(const float* p) { return load(p); }
 inline Lanes load_lanes_at(const float* p, const int32_t* index) { return load_at(p, index); }
-inline void store_lanes(float* p, Lanes v) { store(p, v); }
 inline Lanes add_products(Ints sums, Lanes scales, Lanes to) { return mul_add(vcvtq_f32_s32(sums), scales, to); }
 
 // The sum of the 16 lanes of a row, in the order that sums.h fixes.

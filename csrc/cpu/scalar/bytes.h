@@ -112,7 +112,6 @@ inline Lanes load_lanes(const float* p) {
 inline Lanes load_lanes_at(const float* p, const int32_t* index) {
     return each_lane([&](int i) { return p[index[i]]; });
 }
-inline void store_lanes(float* p, const Lanes& v) { std::memcpy(p, v.at, sizeof v.at); }
 inline Lanes mul(const Lanes& a, const Lanes& b) {
     return each_lane([&](int i) { return a.at[i] * b.at[i]; });
 }
