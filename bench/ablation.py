@@ -1,28 +1,34 @@
 """What each step of `arb-levels` gains and what did not pay: the tables of docs/quality.md.
 
-    python bench/ablation.py MODEL --calib brown.txt --held wikitext2.test.raw
+    python bench/ablation.py MODEL --calib brown.txt --held wikitext2.test.raw --records build/quality
 
 Some linears of the dense model are quantized one by one. Error: tr((W - Q) H (W - Q)^T) / tr(W H W^T), H of the dense
 model's inputs, undamped; on the calibration text it is H of all 32 windows, "held out" of 8 windows of another text
 that lie behind those on which perplexity is measured. Bits and seconds (solver alone) are of all these together.
+Perplexity is of whole models, from the records that bench/quality.py has left in the folder --records.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from unittest import mock
 
 import torch
+from steps import PRESETS, SINGLE, STEPS, uncorrelated
 from torch import Tensor, nn
 
 import arbllm_kernels as arb
+from arbllm_kernels import native_solver
 from arbllm_kernels.calibration import calibration_ids
 from arbllm_kernels.checkpoints import open_checkpoint
 from arbllm_kernels.evaluate import text_ids
 from arbllm_kernels.methods import hessian_factor, solve
+from arbllm_kernels.methods.partition import Partition
 from arbllm_kernels.models import find_layers
 from arbllm_kernels.packed import PackedWeight
 
@@ -67,49 +73,101 @@ class Bench:
         self.calibration, self.held = calibration, held
 
     def head(self, title: str, *more: str) -> None:
-        names = " | ".join((*(name.replace("self_attn.", "").replace("mlp.", "") for name in self.weights), *more))
+        """more: columns behind those of `show`."""
+        names = [name.replace("self_attn.", "").replace("mlp.", "") for name in self.weights]
         print(f"\n**{title}**: error on the calibration text / held out\n")
-        print(f"| | {names} | bits | seconds |\n|{'---|' * (3 + len(self.weights) + len(more))}", flush=True)
+        cells = ["", *names, "bits", "seconds", *more]
+        print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}", flush=True)
 
     def quantize(self, cfg: arb.QuantConfig, source: Hessians, *, feedback: bool = True) -> dict[str, PackedWeight]:
         """With `feedback` off the solver is told that no two inputs are correlated."""
         packed = {}
         for name, W in self.weights.items():
-            H = source[name] if feedback else torch.diag(source[name].diagonal())
+            H = source[name] if feedback else uncorrelated(source[name])
             packed[name] = solve(W, hessian_factor(H, cfg.damp, ordered=cfg.has_levels), cfg)[0]
         return packed
 
     def row(
-        self, label: str, cfg: arb.QuantConfig, source: Hessians | None = None, *, feedback: bool = True
+        self, label: str, cfg: arb.QuantConfig, *more: str, source: Hessians | None = None, feedback: bool = True
     ) -> dict[str, PackedWeight]:
         start = time.perf_counter()
         packed = self.quantize(cfg, self.calibration if source is None else source, feedback=feedback)
-        self.show(label, packed, time.perf_counter() - start)
+        self.show(label, packed, time.perf_counter() - start, *more)
         return packed
 
-    def show(self, label: str, packed: dict[str, PackedWeight], seconds: float, bits: float | None = None) -> None:
+    def show(
+        self, label: str, packed: dict[str, PackedWeight], seconds: float, *more: str, bits: float | None = None
+    ) -> None:
         cells = []
         for name, W in self.weights.items():
             Q = packed[name].dequantize()
             cells.append(f"{error(W, Q, self.calibration[name]):.4f} / {error(W, Q, self.held[name]):.4f}")
         size = 8 * sum(pw.nbytes for pw in packed.values()) / sum(W.numel() for W in self.weights.values())
-        print(f"| {label} | {' | '.join(cells)} | {bits or size:.3f} | {seconds:.1f} |", flush=True)
+        cells += [f"{bits or size:.3f}", f"{seconds:.1f}", *more]
+        print(f"| {label} | {' | '.join(cells)} |", flush=True)
 
 
-def steps(bench: Bench) -> None:
-    bench.head("Each step")
-    bench.row("ARB-RC + CGB (`paper`)", arb.QuantConfig.preset("paper"))
-    for preset in ("compact", "best"):
-        final = arb.QuantConfig.preset(preset)
-        plain = dataclasses.replace(final, block_size=256, damp=0.01, sweeps=0)
-        bench.row(f"{final.bits} bits: nearest levels, blocks of 256", plain, feedback=False)
-        bench.row("+ feedback inside the block", plain)
-        for sweeps in (1, 3, 6):
-            bench.row(f"+ coordinate descent, rounds: {sweeps}", dataclasses.replace(plain, sweeps=sweeps))
-        for size in (128, 512):
-            bench.row(f"3 rounds, blocks of {size}", dataclasses.replace(plain, sweeps=3, block_size=size))
-        bench.row("3 rounds, one block", dataclasses.replace(final, damp=0.01))
-        bench.row(f"the same, damp 0.1 (`{preset}`)", final)
+def steps(bench: Bench, records: Path | None) -> None:
+    """Layer errors and perplexity of each step."""
+    bench.head("Each step", "perplexity")
+    bench.row("ARB-RC + CGB (`paper`)", arb.QuantConfig.preset("paper"), recorded(records, "arb-rc.cgb"))
+    for preset in PRESETS:
+        title = f"`{preset}`: "
+        for name, step in (STEPS | {"256": SINGLE["256"]}).items():
+            value = recorded(records, f"variants/{preset}.{name}" if name else preset)
+            bench.row(title + step.label, step.config(preset), value, feedback=step.feedback)
+            title = ""
+
+
+def recorded(records: Path | None, name: str) -> str:
+    path = None if records is None else records / f"{name}.json"
+    return f"{json.loads(path.read_text())['perplexity']:.1f}" if path is not None and path.exists() else "not measured"
+
+
+def rounds_and_blocks(bench: Bench) -> None:
+    bench.head("Rounds of coordinate descent and sizes of blocks, damp 0.01")
+    for preset in PRESETS:
+        cfg = STEPS["256.damp01"].config(preset)
+        for sweeps in (0, 1, 3, 6):
+            bench.row(f"`{preset}`, blocks of 256, rounds: {sweeps}", dataclasses.replace(cfg, sweeps=sweeps))
+        for size in (128, 512, 2048):
+            bench.row(f"`{preset}`, 3 rounds, blocks of {size}", dataclasses.replace(cfg, block_size=size))
+
+
+def row_thresholds(bench: Bench) -> None:
+    """The paper's bitmap with groups told apart by a threshold of each row's own, which costs no bit."""
+    cfg = arb.QuantConfig.preset("paper")
+    bench.head("Thresholds of the group bitmap, ARB-RC + CGB")
+    bench.row("as in the paper: of w^2 / d^2, per block, by its criterion", cfg)
+    search = native_solver.partition
+    for what in ("w^2 / d^2", "\\|w\\|"):
+        for per in ("block", "row"):
+
+            def split(
+                weight: Tensor, d: Tensor, cfg: arb.QuantConfig, S: Tensor | None, what: str = what, per: str = per
+            ) -> Partition:
+                salient = search(weight, d, cfg, S).salient
+                value = weight.abs() if what != "w^2 / d^2" else (weight / d).square()
+                group = torch.zeros_like(value, dtype=torch.int64)
+                for columns in (torch.nonzero(salient == flag)[:, 0] for flag in (True, False)):
+                    part = value[:, columns]
+                    group[:, columns] = low_side(part if per == "row" else part.reshape(1, -1)).view(part.shape).long()
+                return Partition(salient, group)
+
+            with mock.patch.object(native_solver, "partition", split):
+                bench.row(f"of {what}, per {per}, nearest of two means", cfg)
+
+
+def low_side(value: Tensor) -> Tensor:
+    """bool [n, k]: what is below the threshold that leaves the least variance on its sides, row by row."""
+    k = value.shape[1]
+    ordered, order = value.double().sort(1)
+    count = torch.arange(1, k + 1, dtype=torch.float64)
+    total = ordered.cumsum(1)
+    above = total[:, -1:] - total
+    explained = total.square() / count + above.square() / (k - count).clamp(min=1)
+    rank = order.argsort(1)
+    return rank <= explained.argmax(1, keepdim=True)
 
 
 def damping(bench: Bench) -> None:
@@ -118,10 +176,11 @@ def damping(bench: Bench) -> None:
         bench.row(f"damp {damp}", dataclasses.replace(arb.QuantConfig.preset("compact"), damp=damp))
 
 
-def calibration(bench: Bench, quarters: list[Hessians]) -> None:
+def calibration(bench: Bench, quarters: list[Hessians], own: Hessians) -> None:
     bench.head("Calibration, `compact`; the first error always on the 32 windows")
     for count in (1, 2, 4):
-        bench.row(f"{8 * count} windows", arb.QuantConfig.preset("compact"), mean(quarters[:count]))
+        bench.row(f"{8 * count} windows", arb.QuantConfig.preset("compact"), source=mean(quarters[:count]))
+    bench.row("8 windows that the model wrote", arb.QuantConfig.preset("compact"), source=own)
 
 
 def row_scales(bench: Bench) -> None:
@@ -138,7 +197,7 @@ def row_scales(bench: Bench) -> None:
                 coarse[name] = dataclasses.replace(pw, row_scale=codes)
             saved = sum(pw.row_scale.numel() for pw in packed.values()) * (8 - bits)
             size = (8 * sum(pw.nbytes for pw in packed.values()) - saved) / weights
-            bench.show(f"{bits} bits", coarse, 0.0, size)
+            bench.show(f"{bits} bits", coarse, 0.0, bits=size)
 
 
 def entropy(bench: Bench) -> None:
@@ -180,12 +239,24 @@ def mean(parts: list[Hessians]) -> Hessians:
     return {name: sum((part[name] for part in parts[1:]), parts[0][name]) / len(parts) for name in parts[0]}
 
 
+TABLES = {
+    "rounds-and-blocks": rounds_and_blocks,
+    "damping": damping,
+    "row-scales": row_scales,
+    "entropy": entropy,
+    "row-thresholds": row_thresholds,
+}
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model", help="Hugging Face folder or .gguf file")
     p.add_argument("--calib", type=Path, required=True, help="calibration text file")
     p.add_argument("--held", type=Path, required=True, help="text file to measure held-out errors on")
     p.add_argument("--linears", nargs="+", default=list(LINEARS), help="names within the list of decoder layers")
+    p.add_argument("--records", type=Path, help="folder of bench/quality.py's records")
+    names = ["steps", *TABLES, "calibration"]
+    p.add_argument("--tables", nargs="+", default=names, choices=names)
     p.add_argument("--seqlen", type=int, default=512)
     args = p.parse_args()
     checkpoint = open_checkpoint(args.model)
@@ -198,13 +269,14 @@ def main() -> None:
     held = hessians(model, linears, behind[: HELD * args.seqlen].view(HELD, -1))
     bench = Bench(linears, mean(quarters), held)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    steps(bench)
-    damping(bench)
-    row_scales(bench)
-    entropy(bench)
-    calibration(bench, quarters)
-    own = calibration_ids("self", tokenizer, 8, args.seqlen, 0, model)
-    bench.row("8 windows that the model wrote", arb.QuantConfig.preset("compact"), hessians(model, linears, own))
+    for name in args.tables:
+        if name == "steps":
+            steps(bench, args.records)
+        elif name == "calibration":
+            own = calibration_ids("self", tokenizer, 8, args.seqlen, 0, model)
+            calibration(bench, quarters, hessians(model, linears, own))
+        else:
+            TABLES[name](bench)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ are those since then.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import steps
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -38,21 +38,12 @@ console = Console(highlight=False, soft_wrap=True)
 FP32 = "fp32"
 MIXED = "mixed"  # calibration text: half of --calib, half written by the model
 PRESET = {name: arb.QuantConfig.preset(name) for name in PRESETS}
-KNOBS = {
-    f"{preset}.{name}": (preset, label, knobs)
-    for preset in ("compact", "best")
-    for name, label, knobs in (
-        ("256.damp01", "blocks of 256, damp 0.01", {"block_size": 256, "damp": 0.01}),
-        ("256", "blocks of 256", {"block_size": 256}),
-        ("damp01", "damp 0.01", {"damp": 0.01}),
-    )
-}
 CALIBRATED = {
     "compact.self": ("compact", "calibrated on text of the model's", SELF),
     "compact.mixed": ("compact", "calibrated on both, half and half", MIXED),
 }
 ROUNDED = {"best.int8": ("best", "embeddings in 8 bits")}
-VARIANTS = (*ROUNDED, *CALIBRATED, *KNOBS)
+VARIANTS = (*ROUNDED, *CALIBRATED, *steps.VARIANTS)
 FOLDER = "variants"  # in --out
 Make = Callable[[Path], object]  # writes the file
 
@@ -81,6 +72,14 @@ def quantized(source: str, cfg: arb.QuantConfig, args: argparse.Namespace, calib
     return make
 
 
+def stepped(make: Make, step: steps.Step) -> Make:
+    def made(out: Path) -> object:
+        with steps.at_work(step):
+            return make(out)
+
+    return made
+
+
 def mixed_ids(source: str, args: argparse.Namespace) -> Tensor:
     checkpoint, half = open_checkpoint(source), args.samples // 2
     tokenizer, model = checkpoint.tokenizer(), checkpoint.materialize(torch.float32)
@@ -104,8 +103,8 @@ def variant(name: str, args: argparse.Namespace) -> tuple[str, Make]:
         preset, changed, calib = CALIBRATED[name]
         make = quantized(args.model, PRESET[preset], args, calib)
     else:
-        preset, changed, knobs = KNOBS[name]
-        make = quantized(args.model, dataclasses.replace(PRESET[preset], **knobs), args)
+        preset, step = steps.VARIANTS[name]
+        changed, make = step.label, stepped(quantized(args.model, step.config(preset), args), step)
     return f"{PRESET[preset].label}, {changed}", make
 
 
