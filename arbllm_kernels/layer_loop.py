@@ -144,7 +144,7 @@ def _quantize_layer(
             seconds.solve += elapsed
             for full, job, (weight, loss) in zip(names, some, found, strict=True):
                 linear, packed[job.name] = linears[job.name], weight
-                part = elapsed / len(some)
+                part = elapsed * linear.weight.numel() / sum(target.numel() for target in targets)
                 records[job.name] = _record(full, linear.weight.data, weight, job.shared, loss, part)
                 if cfg.sequential:
                     linear.weight.data = _dense(weight)

@@ -48,6 +48,7 @@ from arbllm_kernels.triton_kernels.launch import launched_by
 from arbllm_kernels.triton_kernels.levels import Sweeper
 from arbllm_kernels.triton_kernels.partition import partition, threshold_fractions
 from arbllm_kernels.triton_kernels.rounding import rounding_error
+from arbllm_kernels.triton_kernels.stack import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE, PAGE = ROOT / "bench" / "aot.json", ROOT / "docs" / "gpu-compiled.md"
@@ -95,7 +96,12 @@ def recorded() -> Iterator[Launch]:
 def workloads() -> dict[str, Any]:
     """What starts the kernels: ARB-RC + CGB and its relatives, blocks of 128, zones as the paper has them."""
     n, k, m = 64, 128, 256
-    weight, zone, d = torch.ones(1, n, k), torch.zeros(1, n, k, dtype=torch.uint8), torch.ones(1, k)
+    stack, weight, zone, d = (
+        Stack.of([n], "cpu"),
+        torch.ones(n, k),
+        torch.zeros(n, k, dtype=torch.uint8),
+        torch.ones(1, k),
+    )
     S, cfg = torch.ones(1, k, k), QuantConfig()
     fractions = threshold_fractions(cfg, weight.device)
     pw = packed_args(random_packed(n, m, salient=0.08))
@@ -105,17 +111,17 @@ def workloads() -> dict[str, Any]:
     x = {dtype: torch.ones(64, m, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)}
 
     def rounding(w: torch.Tensor, z: torch.Tensor) -> None:
-        scales = refine_arb_rc(w, z, 4, 2, 2, 0).rounded(torch.float16)
-        rounding_error(w, w[:, 0], z, scales, 2)
+        scales = refine_arb_rc(w, stack, z, 4, 2, 2, 0).rounded(torch.float16)
+        rounding_error(w, stack, w[:1], z, scales, 2)
 
     def search() -> None:
-        partition(weight, d, cfg, fractions)
-        partition(weight, d, cfg, fractions, S)
+        partition(weight, stack, d, cfg, fractions)
+        partition(weight, stack, d, cfg, fractions, S)
 
     # a panel: what columns should be, what they were, their coupling, row scales, column scales, which are salient
     panel = torch.ones(64, n)
     levels = (panel, panel, torch.ones(64, 64), torch.ones(6, n), panel[:, 0], panel[:, 0] > 0, torch.float16)
-    w256, z256, S256 = torch.ones(1, n, 256), torch.zeros(1, n, 256, dtype=torch.uint8), torch.ones(1, 256, 256)
+    w256, z256, S256 = torch.ones(n, 256), torch.zeros(n, 256, dtype=torch.uint8), torch.ones(1, 256, 256)
 
     return {
         **{f"preset, batch {b}": lambda b=b: gemv(wide[:b], *preset) for b in (1, 8)},
@@ -123,16 +129,16 @@ def workloads() -> dict[str, Any]:
         "preset, dense": lambda: dequantize(*preset),
         "means, batch 1": lambda: gemv(x[torch.float16][:1], *means),
         "means, batch 16": lambda: gemm(x[torch.float16][:16], *means),
-        "arb-rc": lambda: refine_arb_rc(weight, zone, 4, 2, 2, 0),
-        "arb": lambda: refine_arb(weight, zone, 4, 2, 2, 1),
-        "arb-x": lambda: refine_arb(weight, zone, 4, 2, 2, 1, S),
+        "arb-rc": lambda: refine_arb_rc(weight, stack, zone, 4, 2, 2, 0),
+        "arb": lambda: refine_arb(weight, stack, zone, 4, 2, 2, 1),
+        "arb-x": lambda: refine_arb(weight, stack, zone, 4, 2, 2, 1, S),
         "search": search,
         "fp16 scales": lambda: rounding(weight, zone),
-        "arb-rc 256": lambda: refine_arb_rc(w256, z256, 4, 2, 2, 0),
+        "arb-rc 256": lambda: refine_arb_rc(w256, stack, z256, 4, 2, 2, 0),
         "fp16 scales 256": lambda: rounding(w256, z256),
-        "arb 256": lambda: refine_arb(w256, z256, 4, 2, 2, 1),
-        "arb-x 256": lambda: refine_arb(w256, z256, 4, 2, 2, 1, S256),
-        "search 256": lambda: partition(w256, torch.ones(1, 256), cfg, fractions, S256),
+        "arb 256": lambda: refine_arb(w256, stack, z256, 4, 2, 2, 1),
+        "arb-x 256": lambda: refine_arb(w256, stack, z256, 4, 2, 2, 1, S256),
+        "search 256": lambda: partition(w256, stack, torch.ones(1, 256), cfg, fractions, S256),
         "levels": lambda: Sweeper().sweep(*levels),
         "dense": lambda: dequantize(*pw),
         "dense fp16": lambda: stored_columns(*pw, first=0, last=n, dtype=torch.float16),

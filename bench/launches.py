@@ -8,7 +8,8 @@ the reference program works, on 256 rows; bytes grow with the rows and are scale
 the torch profiler (operators that call no other, but for views, allocations and the number a program waits for), and by
 a dispatch mode, which sees the tensors and so counts the bytes in and out of each operator. The Triton solver runs on
 meta tensors: its own launches count as one each, with the tensors they are given, which is what must cross the memory
-bus at least once per launch. A layer is what methods.solve_all is given: linears of one shape together.
+bus at least once per launch. The block loop of a whole layer is counted that way: each linear alone, those of one
+shape together, and all together, which is how methods.solve_all is given them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,14 @@ from arbllm_kernels import QuantConfig
 from arbllm_kernels.methods.partition import Partition
 from arbllm_kernels.methods.solve import TORCH, binarize_block
 from arbllm_kernels.triton_kernels.launch import launched_by
-from arbllm_kernels.triton_kernels.solve import block_loop
+from arbllm_kernels.triton_kernels.solve import block_loop, block_steps
 
 ROWS_AS_WRITTEN = 256
-LAYER = {(4096, 4096): 4, (11008, 4096): 2, (4096, 11008): 1}  # LLaMA-7B: q k v o, gate up, down
+# rows x columns of the linears of a layer, the longest rows first, and how many there are
+LAYERS = {
+    "LLaMA-7B": {(4096, 11008): 1, (4096, 4096): 4, (11008, 4096): 2},  # down; q k v o; gate up
+    "SmolLM2-135M": {(576, 1536): 1, (192, 576): 2, (576, 576): 2, (1536, 576): 2},  # down; k v; q o; gate up
+}
 VIEWS = {"as_strided", "view", "_reshape_alias", "alias", "expand", "permute", "transpose", "t", "slice", "select"}
 FREE = {"empty", "empty_like", "new_empty", "_local_scalar_dense", "detach", "empty_strided", "_unsafe_view"}
 NO_LAUNCH = VIEWS | FREE | {"result_type", "unbind", "resolve_conj", "resolve_neg", "lift_fresh", "is_nonzero"}
@@ -91,35 +97,40 @@ def _one_block_as_written(cfg: QuantConfig) -> None:
     binarize_block(weight, d, cfg, S, dataclasses.replace(TORCH, partition=search))
 
 
-def on_device(cfg: QuantConfig, rows: int, matrices: int = 1) -> Count:
-    """One block of the Triton solver: the difference between two blocks and one."""
-    counts = []
-    for blocks in (1, 2):
-        m = blocks * cfg.block_size
-        work, U = torch.empty(matrices, rows, m, device="meta"), torch.empty(m, m, device="meta")
-        S = torch.empty(matrices, m, m, device="meta") if cfg.method == "arb-x" else None
-        count = Count()
-        with count, launched_by(lambda kernel, grid, *args, count=count, **options: count.add(args)):
-            block_loop(work, [U] * matrices, cfg, S)
-        counts.append(count)
-    once, twice = counts
-    twice.launches, twice.bytes, twice.waits = (
-        twice.launches - once.launches,
-        twice.bytes - once.bytes,
-        twice.waits - once.waits,
-    )
+def on_device(cfg: QuantConfig, shapes: Sequence[tuple[int, int]]) -> Count:
+    """The block loop of the Triton solver for matrices of these shapes, the longest rows first."""
+    work = [torch.empty(n, m, device="meta") for n, m in shapes]
+    U = [torch.empty(m, m, device="meta") for _, m in shapes]
+    S = U if cfg.method == "arb-x" else None
+    steps = block_steps(shapes, cfg.block_size, "meta")
+    count = Count()
+    with count, launched_by(lambda kernel, grid, *args, **options: count.add(args)):
+        block_loop(steps, work, U, cfg, S)
+    return count
+
+
+def one_block(cfg: QuantConfig, *heights: int) -> Count:
+    """One block of matrices of these heights: the difference between two blocks and one."""
+    once, twice = (on_device(cfg, [(n, blocks * cfg.block_size) for n in heights]) for blocks in (1, 2))
+    twice.launches -= once.launches
+    twice.bytes -= once.bytes
+    twice.waits -= once.waits
     return twice
 
 
-def of_a_layer(cfg: QuantConfig, together: bool) -> tuple[int, float]:
-    """(launches, bytes) of the block loops of a LLaMA-7B layer, linears of one shape together or each alone."""
-    launches, size = 0, 0.0
-    for (rows, cols), number in LAYER.items():
-        blocks = -(-cols // cfg.block_size)
-        count = on_device(cfg, rows, number if together else 1)
-        times = blocks * (1 if together else number)
-        launches, size = launches + count.launches * times, size + count.bytes * times
-    return launches, size
+def of_a_layer(cfg: QuantConfig, layer: dict[tuple[int, int], int]) -> dict[str, tuple[int, float]]:
+    """(launches, bytes) of the block loops of a layer, by how its linears are put together."""
+    every = [shape for shape, number in layer.items() for _ in range(number)]
+    ways = {
+        "one by one": [[shape] for shape in every],
+        "one shape together": [[shape] * number for shape, number in layer.items()],
+        "all together": [every],
+    }
+    found = {}
+    for way, calls in ways.items():
+        counts = [on_device(cfg, shapes) for shapes in calls]
+        found[f"Triton, {way}"] = (sum(c.launches for c in counts), float(sum(c.bytes for c in counts)))
+    return found
 
 
 def main() -> None:
@@ -129,24 +140,22 @@ def main() -> None:
     block = Table(title=f"one block of {rows} x 128, CGB, 15 iterations: counted")
     for column in ("method", "", "launches", "by the profiler", "waits for the device", "GB"):
         block.add_column(column)
-    layer = Table(title="a LLaMA-7B layer: counted")
-    for column in ("method", "", "launches", "GB"):
-        layer.add_column(column)
+    tables = {name: Table("method", "", "launches", "GB", title=f"a layer of {name}: counted") for name in LAYERS}
     for method in ("arb", "arb-x", "arb-rc"):
         cfg = QuantConfig(method=method)
-        written, device = as_written(cfg, rows), on_device(cfg, rows)
+        written, device = as_written(cfg, rows), one_block(cfg, rows)
         for label, count, seen in (("as written", written, str(profiled(cfg))), ("Triton", device, "")):
             cells = (str(count.launches), seen, str(count.waits), f"{count.bytes / 1e9:.3f}")
             block.add_row(method, label, *cells)
-        blocks = {shape: number * -(-shape[1] // cfg.block_size) for shape, number in LAYER.items()}
-        size = sum(written.bytes / rows * shape[0] * number for shape, number in blocks.items())
-        layer.add_row(method, "as written", str(written.launches * sum(blocks.values())), f"{size / 1e9:.0f}")
-        for label, together in (("Triton, one by one", False), ("Triton, one shape together", True)):
-            launches, size = of_a_layer(cfg, together)
-            layer.add_row(method, label, str(launches), f"{size / 1e9:.1f}")
+        for name, layer in LAYERS.items():
+            blocks = {shape: number * -(-shape[1] // cfg.block_size) for shape, number in layer.items()}
+            size = sum(written.bytes / rows * shape[0] * number for shape, number in blocks.items())
+            ways = {"as written": (written.launches * sum(blocks.values()), size), **of_a_layer(cfg, layer)}
+            for way, (launches, moved) in ways.items():
+                tables[name].add_row(method, way, str(launches), f"{moved / 1e9:.1f}")
     console = Console(width=100)
-    console.print(block)
-    console.print(layer)
+    for table in (block, *tables.values()):
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from arbllm_kernels.triton_kernels.launch import launched_by
 from arbllm_kernels.triton_kernels.levels import Sweeper
 from arbllm_kernels.triton_kernels.partition import partition, threshold_fractions
 from arbllm_kernels.triton_kernels.rounding import rounding_error
+from arbllm_kernels.triton_kernels.stack import Stack
 
 N, K = 64, 128  # a block of the solver
 ROWS, COLS = 128, 512  # a packed weight
@@ -43,8 +44,8 @@ COLUMNS = ("what", "kernel", "launches", "asked, KB", "sectors, KB", "distinct, 
 
 def workloads() -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
-    weight, d = torch.randn(1, N, K) * torch.rand(K).add(0.2), torch.rand(1, K).add(0.2)
-    zone = torch.where(torch.rand(1, 1, K) < 0.1, 0, 2).to(torch.uint8) + torch.randint(0, 2, (1, N, K)).to(torch.uint8)
+    stack, weight, d = Stack.of([N], "cpu"), torch.randn(N, K) * torch.rand(K).add(0.2), torch.rand(1, K).add(0.2)
+    zone = torch.where(torch.rand(K) < 0.1, 0, 2).to(torch.uint8) + torch.randint(0, 2, (N, K)).to(torch.uint8)
     x = torch.randn(3 * K, K)
     S, cfg = (x.T @ x)[None] / K, QuantConfig(max_salient=10, thresholds=9)
     fractions = threshold_fractions(cfg, weight.device)
@@ -53,18 +54,18 @@ def workloads() -> dict[str, Callable[[], object]]:
     half = torch.randn(64, COLS).half()
 
     def rounding() -> None:
-        scales = refine_arb_rc(weight, zone, 4, 2, 2, 1).rounded(torch.float16)
-        rounding_error(weight, d, zone, scales, 2)
+        scales = refine_arb_rc(weight, stack, zone, 4, 2, 2, 1).rounded(torch.float16)
+        rounding_error(weight, stack, d, zone, scales, 2)
 
     panel = torch.randn(16, N)
     levels = (panel, None, torch.randn(16, 16), torch.rand(6, N), panel[:, 0].abs(), panel[:, 0] > 0, torch.float16)
     return {
         "levels": lambda: Sweeper().sweep(*levels),
-        "arb": lambda: refine_arb(weight, zone, 4, 2, 2, 2),
-        "arb-x": lambda: refine_arb(weight, zone, 4, 2, 2, 2, S),
+        "arb": lambda: refine_arb(weight, stack, zone, 4, 2, 2, 2),
+        "arb-x": lambda: refine_arb(weight, stack, zone, 4, 2, 2, 2, S),
         "arb-rc": rounding,
-        "search": lambda: partition(weight, d, cfg, fractions),
-        "search by output": lambda: partition(weight, d, cfg, fractions, S),
+        "search": lambda: partition(weight, stack, d, cfg, fractions),
+        "search by output": lambda: partition(weight, stack, d, cfg, fractions, S),
         "gemv": lambda: gemv(half[:1], *paper),
         "gemv, batch 8": lambda: gemv(half[:8], *paper),
         "gemv, preset": lambda: gemv(half[:1], *preset),

@@ -32,6 +32,7 @@ BINARIZERS: dict[str, Binarizer] = {
 }
 STORAGE = {"fp16": torch.float16, "fp32": torch.float32}
 BACKENDS = ("auto", "native", "torch", "triton")
+TOGETHER = 1 << 28  # weights that are solved together at most: a layer of LLaMA-7B; larger ones fill a GPU by parts
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ def solve_all(
     *,
     backend: str = "auto",
 ) -> list[tuple[PackedWeight, float]]:
-    """`solve` for matrices of one shape on one device, each with its factor and S; on a GPU in the same launches."""
+    """`solve` for matrices on one device, each with its factor and S; on a GPU in the same launches."""
     for W, factor, moment in zip(weights, factors, S, strict=True):
         _check_matrix("W", W)
         _check_inputs(W, factor, cfg, moment)
-    device, block = weights[0].device, min(cfg.block_size, weights[0].shape[1])
+    device, block = weights[0].device, min(cfg.block_size, max(W.shape[1] for W in weights))
     with torch.autocast(device.type, enabled=False), on_device(device):
         if backend in BACKENDS and not cfg.has_levels and solver_is_triton(backend, device, block):
             from ..triton_kernels.solve import solve_batch  # here, because it imports this folder, and Triton
@@ -114,11 +115,19 @@ def solves_together(device: torch.device, cfg: QuantConfig) -> bool:
 
 
 def solved_together(weights: Sequence[Tensor], cfg: QuantConfig) -> list[list[int]]:
-    """Which of these matrices to give to `solve_all` together, as positions: those of one shape, or each alone."""
-    groups: dict[object, list[int]] = {}
+    """Which of these matrices to give to `solve_all` together, as positions: each alone, or TOGETHER weights at most.
+
+    What is solved together is in memory together: a copy in float32, and three bytes of bits and groups per weight.
+    """
+    groups: list[list[int]] = []
+    room = 0
     for i, W in enumerate(weights):
-        groups.setdefault(W.shape if solves_together(W.device, cfg) else i, []).append(i)
-    return list(groups.values())
+        if not groups or W.numel() > room or not solves_together(W.device, cfg):
+            groups.append([])
+            room = TOGETHER
+        groups[-1].append(i)
+        room -= W.numel()
+    return groups
 
 
 def _check_inputs(W: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | None) -> None:

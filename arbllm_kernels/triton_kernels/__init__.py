@@ -10,9 +10,9 @@
 | rounding.py | the block as stored, and the error to propagate | block.py |
 | gemv.py, gemm.py, dequantize.py | a product with, or the values of, a packed weight | packed.py |
 
-partition.py and solve.py string them together without waiting for the device. Beside them: nearest.py (the nearest of
-four levels), weight_tile.py (bits to values), scales.py (what a refinement returns), configs.py
-(every tile size), launch.py (where kernels start).
+partition.py and solve.py string them together without waiting for the device. Beside them: stack.py (matrices of any
+heights in one launch), nearest.py (the nearest of four levels), weight_tile.py (bits to values), scales.py (what a
+refinement returns), configs.py (every tile size), launch.py (where kernels start).
 
 Importing this folder imports Triton; the rest of the package does so only when a CUDA tensor or backend="triton" asks.
 """

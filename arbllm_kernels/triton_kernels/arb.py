@@ -31,30 +31,36 @@ from .configs import ARB, ARB_X, column_tile
 from .launch import launch
 from .nearest import nearest_of_four, signed
 from .scales import Scales
+from .stack import Stack, own_rows
 
 assert MAX_SOLVER_BLOCK < 1 << 10, "counts of a row share an integer, ten bits each"
 
 
 def refine_arb(
-    weight: Tensor, zone: Tensor, zones: int, salient_zones: int, order: int, iters: int, S: Tensor | None = None
+    weight: Tensor,
+    stack: Stack,
+    zone: Tensor,
+    zones: int,
+    salient_zones: int,
+    order: int,
+    iters: int,
+    S: Tensor | None = None,
 ) -> Scales:
-    """Fit every zone of a batch of blocks: ARB, or ARB-X where S is given, or BiLLM with `iters` = 0 and no S.
+    """Fit every zone of a stack of blocks: ARB, or ARB-X where S is given, or BiLLM with `iters` = 0 and no S.
 
-    weight: float32 [L, n, k], last stride 1. zone: uint8 [L, n, k], contiguous, values below `zones`; the first
-    `salient_zones` of them are fitted with `order` planes, the others with one. S: float32 [L, k, k], last stride 1.
+    weight: float32 [R, k], zone: uint8 [R, k], values below `zones`; the first `salient_zones` of them are fitted with
+    `order` planes, the others with one. S: float32 [L, k, k]. All contiguous.
     """
-    matrices, n, k = weight.shape
+    rows, k = weight.shape
     config = ARB if S is None else ARB_X
     planes = zone.new_zeros(zone.shape)
-    row = weight.new_zeros(matrices, zones, 2, n)
-    mean = weight.new_zeros(matrices, zones, n)
+    row = weight.new_zeros(zones, 2, rows)
+    mean = weight.new_zeros(zones, rows)
     launch(
         arb_fit,
-        (config.parts(n)[0], zones, matrices),
-        *(weight, zone, S, planes, row, mean),
-        *(n, k, weight.stride(0), weight.stride(1)),
-        *((0, 0) if S is None else (S.stride(0), S.stride(1))),
-        *(iters, salient_zones if order == 2 else 0),
+        (stack.parts(config), zones, len(stack)),
+        *(weight, stack.starts, zone, S, planes, row, mean),
+        *(rows, k, iters, salient_zones if order == 2 else 0),
         EPS=EPS,
         OUTPUT_EPS=OUTPUT_EPS,
         ROWS=config.rows,
@@ -65,20 +71,17 @@ def refine_arb(
     return Scales(planes, row, mean=mean)
 
 
-@triton.jit(do_not_specialize=["iters", "double_zones"])
+@triton.jit(do_not_specialize=["total_rows", "iters", "double_zones"])
 def arb_fit(
-    weight,  # float32 [L, n, k], strides (matrix_stride, row_stride, 1)
-    zone_of,  # uint8 [L, n, k]
-    second_moment,  # float32 [L, k, k], strides (s_matrix_stride, s_row_stride, 1), or None: no ARB-X
-    planes,  # uint8 [L, n, k]
-    row_scale,  # float32 [L, Z, 2, n]
-    row_mean,  # float32 [L, Z, n]
-    n,
+    weight,  # float32 [R, k]
+    starts,  # which rows are whose: stack.py
+    zone_of,  # uint8 [R, k]
+    second_moment,  # float32 [L, k, k], or None: no ARB-X
+    planes,  # uint8 [R, k]
+    row_scale,  # float32 [Z, 2, R]
+    row_mean,  # float32 [Z, R]
+    total_rows,  # R
     k,
-    matrix_stride,
-    row_stride,
-    s_matrix_stride,
-    s_row_stride,
     iters,
     double_zones,  # the first zones have two planes
     EPS: tl.constexpr,
@@ -88,13 +91,16 @@ def arb_fit(
     CHUNK: tl.constexpr,
 ):
     zone, matrix = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    slot = matrix * tl.num_programs(1) + zone
-    two = zone < double_zones
+    start, n = own_rows(starts, matrix)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    if tl.program_id(0) * ROWS >= n:
+        return
+    two = zone < double_zones
     cols = tl.arange(0, COLS)
-    weight += matrix * matrix_stride + rows.to(tl.int64)[:, None] * row_stride
-    zone_of += matrix * n * k + rows.to(tl.int64)[:, None] * k
-    planes += matrix * n * k + rows.to(tl.int64)[:, None] * k
+    row_at = (start + rows).to(tl.int64)
+    weight += row_at[:, None] * k
+    zone_of += row_at[:, None] * k
+    planes += row_at[:, None] * k
     inside = (rows < n)[:, None] & (cols < k)[None, :]
     inside &= tl.load(zone_of + cols[None, :], mask=inside, other=255) == zone
     w = tl.load(weight + cols[None, :], mask=inside, other=0.0)
@@ -149,7 +155,7 @@ def arb_fit(
             here = (rows < n)[:, None] & (own < k)[None, :]
             here &= tl.load(zone_of + own[None, :], mask=here, other=255) == zone
             held = tl.load(planes + own[None, :], mask=here, other=0)
-            s_at = matrix * s_matrix_stride + cols[None, :].to(tl.int64) * s_row_stride + own[:, None]
+            s_at = matrix * k * k + cols[None, :] * k + own[:, None]
             s = tl.load(second_moment + s_at, mask=(own < k)[:, None] & (cols < k)[None, :], other=0.0)
             one = here.to(tl.float32)
             one_s = tl.dot(one, s, one_s, input_precision="tf32x3")
@@ -168,6 +174,7 @@ def arb_fit(
             if two:
                 alpha2 = (w_b2 - one_b2 * mean - b1_b2 * alpha1) / (b2_b2 + OUTPUT_EPS)
 
-    tl.store(row_scale + slot * 2 * n + rows, alpha1, mask=rows < n)
-    tl.store(row_scale + slot * 2 * n + n + rows, alpha2, mask=rows < n)
-    tl.store(row_mean + slot * n + rows, mean, mask=rows < n)
+    scale_at = zone.to(tl.int64) * 2 * total_rows + row_at
+    tl.store(row_scale + scale_at, alpha1, mask=rows < n)
+    tl.store(row_scale + scale_at + total_rows, alpha2, mask=rows < n)
+    tl.store(row_mean + zone.to(tl.int64) * total_rows + row_at, mean, mask=rows < n)

@@ -33,19 +33,21 @@ from .configs import ARB_RC, column_tile
 from .launch import launch
 from .nearest import nearest_of_four, signed
 from .scales import Scales
+from .stack import Stack, own_parts, own_rows
 
 
-def refine_arb_rc(weight: Tensor, zone: Tensor, zones: int, salient_zones: int, order: int, iters: int) -> Scales:
-    """Fit every zone of a batch of blocks.
+def refine_arb_rc(
+    weight: Tensor, stack: Stack, zone: Tensor, zones: int, salient_zones: int, order: int, iters: int
+) -> Scales:
+    """Fit every zone of a stack of blocks.
 
-    weight: float32 [L, n, k], last stride 1. zone: uint8 [L, n, k], contiguous, values below `zones`; the first
-    `salient_zones` of them are fitted with `order` planes, the others with one.
+    weight: float32 [R, k], zone: uint8 [R, k], values below `zones`, both contiguous; the first `salient_zones` of them
+    are fitted with `order` planes, the others with one.
     """
-    matrices, n, k = weight.shape
-    parts, tiles = ARB_RC.parts(n)
+    (rows, k), matrices, parts = weight.shape, len(stack), stack.parts(ARB_RC)
     cols = column_tile(k)
     planes = zone.new_zeros(zone.shape)
-    row = weight.new_zeros(matrices, zones, 2, n)
+    row = weight.new_zeros(zones, 2, rows)
     col = weight.new_zeros(matrices, zones, 2, k)
     sums = weight.new_zeros(2, matrices, zones, parts, 2, cols)
     double_zones = salient_zones if order == 2 else 0
@@ -54,10 +56,11 @@ def refine_arb_rc(weight: Tensor, zone: Tensor, zones: int, salient_zones: int, 
         launch(
             arb_rc_pass,
             (parts, zones, matrices),
-            *(weight, zone, planes, row, col, sums),
-            *(n, k, weight.stride(0), weight.stride(1), tiles, step, iters, double_zones),
+            *(weight, stack.starts, zone, planes, row, col, sums),
+            *(rows, k, step, iters, double_zones),
             EPS=EPS,
             ROWS=ARB_RC.rows,
+            MAX_PARTS=ARB_RC.max_parts,
             COLS=cols,
             PARTS_AT_ONCE=ARB_RC.parts_at_once,
             **ARB_RC.options(k),
@@ -65,43 +68,43 @@ def refine_arb_rc(weight: Tensor, zone: Tensor, zones: int, salient_zones: int, 
     return Scales(planes, row, col=col)
 
 
-@triton.jit(do_not_specialize=["tiles", "step", "iters", "double_zones"])
+@triton.jit(do_not_specialize=["total_rows", "step", "iters", "double_zones"])
 def arb_rc_pass(
-    weight,  # float32 [L, n, k], strides (matrix_stride, row_stride, 1)
-    zone_of,  # uint8 [L, n, k]
-    planes,  # uint8 [L, n, k]
-    row_scale,  # float32 [L, Z, 2, n]
+    weight,  # float32 [R, k]
+    starts,  # which rows are whose: stack.py
+    zone_of,  # uint8 [R, k]
+    planes,  # uint8 [R, k]
+    row_scale,  # float32 [Z, 2, R]
     col_scale,  # float32 [L, Z, 2, k]
     sums,  # float32 [2, L, Z, parts, 2, COLS]: written by even passes, by odd passes; numerator, denominator
-    n,
+    total_rows,  # R
     k,
-    matrix_stride,
-    row_stride,
-    tiles,  # tiles of ROWS rows per program
     step,  # which pass this is, from 0
     iters,
     double_zones,  # the first zones have two planes
     EPS: tl.constexpr,
     ROWS: tl.constexpr,
+    MAX_PARTS: tl.constexpr,
     COLS: tl.constexpr,
     PARTS_AT_ONCE: tl.constexpr,
 ):
     part, zone, matrix = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    parts, zones = tl.num_programs(0), tl.num_programs(1)
+    most, zones = tl.num_programs(0), tl.num_programs(1)
     two = zone < double_zones
     last = tl.where(two, 2 * iters + 2, iters + 1)
     if step > last:
         return
+    start_row, n = own_rows(starts, matrix)
+    parts, tiles = own_parts(n, ROWS, MAX_PARTS)
+    if part >= parts:
+        return
     start = (step == 0) | (two & (step == 1))
     second_turn = two & (step % 2 == 1)  # this pass solves plane 2 and finishes the columns of plane 1
     slot = matrix * zones + zone
-    weight += matrix * matrix_stride
-    zone_of += matrix * n * k
-    planes += matrix * n * k
-    row_scale += slot * 2 * n
+    row_scale += zone.to(tl.int64) * 2 * total_rows
     col_scale += slot * 2 * k
-    parity_stride = tl.num_programs(2).to(tl.int64) * zones * parts * 2 * COLS
-    sums += slot * parts * 2 * COLS
+    parity_stride = tl.num_programs(2).to(tl.int64) * zones * most * 2 * COLS
+    sums += slot * most * 2 * COLS
 
     cols = tl.arange(0, COLS)
     real = cols < k
@@ -123,11 +126,12 @@ def arb_rc_pass(
     for tile in range(tiles):
         rows = (part * tiles + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows < n)[:, None] & real[None, :]
-        w = tl.load(weight + rows.to(tl.int64)[:, None] * row_stride + cols[None, :], mask=inside, other=0.0)
-        bytes_at = rows.to(tl.int64)[:, None] * k + cols[None, :]
-        inside &= tl.load(zone_of + bytes_at, mask=inside, other=255) == zone
-        row1 = tl.load(row_scale + rows, mask=rows < n, other=0.0)
-        row2 = tl.load(row_scale + n + rows, mask=rows < n, other=0.0)
+        row_at = (start_row + rows).to(tl.int64)
+        at = row_at[:, None] * k + cols[None, :]
+        w = tl.load(weight + at, mask=inside, other=0.0)
+        inside &= tl.load(zone_of + at, mask=inside, other=255) == zone
+        row1 = tl.load(row_scale + row_at, mask=rows < n, other=0.0)
+        row2 = tl.load(row_scale + total_rows + row_at, mask=rows < n, other=0.0)
         first = row1[:, None] * col1[None, :]
         second = row2[:, None] * col2[None, :]
         product = tl.abs(w)  # B * target of the plane to solve; its sign is its plane in every start
@@ -135,7 +139,7 @@ def arb_rc_pass(
             if step == 1:
                 product = tl.abs(w - signed(w >= 0, first))
             elif second_turn:
-                held = tl.load(planes + bytes_at, mask=inside, other=0)
+                held = tl.load(planes + at, mask=inside, other=0)
                 product = signed((held & 2) != 0, w - signed((held & 1) != 0, first))
             elif step > 0:
                 if step == 2:
@@ -143,16 +147,16 @@ def arb_rc_pass(
                     b2 = w - signed(b1, first) >= 0
                 else:
                     b1, b2 = nearest_of_four(w, first, second)
-                tl.store(planes + bytes_at, b1.to(tl.uint8) + 2 * b2.to(tl.uint8), mask=inside)
+                tl.store(planes + at, b1.to(tl.uint8) + 2 * b2.to(tl.uint8), mask=inside)
                 product = signed(b1, w - signed(b2, second))
         elif step == last:
-            tl.store(planes + bytes_at, (w >= 0).to(tl.uint8), mask=inside)
+            tl.store(planes + at, (w >= 0).to(tl.uint8), mask=inside)
         product = tl.where(inside, product, 0.0)
         square = tl.sum(tl.where(inside, (col * col)[None, :], 0.0), 1)
         square = tl.where(start, tl.maximum(square, 1.0), square + EPS)
         row = tl.sum(product * col[None, :], 1) / square
         if step < last:
-            tl.store(row_scale + tl.where(second_turn, n, 0) + rows, row, mask=rows < n)
+            tl.store(row_scale + tl.where(second_turn, total_rows, 0) + row_at, row, mask=rows < n)
         factor = tl.where(start, 1.0 / tl.where(row > 0, row, 1.0), row)  # an all-zero row has nothing to divide
         numerator += product * factor[:, None]
         denominator += tl.where(inside, tl.where(start, 1.0, row * row)[:, None], 0.0)

@@ -20,18 +20,21 @@ from torch import Tensor
 
 from .configs import CHOICE, column_tile
 from .launch import launch
+from .search import Gains
+from .stack import Stack, own_rows
 
 
-def choose_columns(gains: Tensor, rank: Tensor) -> Tensor:
-    """gains: float64 [L, parts, candidates] of c = 1, 2, ..; rank: int32 [L, k]. Returns salient, uint8 [L, k]."""
-    matrices, parts, candidates = gains.shape
+def choose_columns(gains: Gains, stack: Stack, rank: Tensor) -> Tensor:
+    """gains: of c = 1, 2, ..; rank: int32 [L, k]. Returns salient, uint8 [L, k]."""
+    matrices, parts, candidates = gains.parts.shape
     k = rank.shape[1]
     salient = torch.empty(matrices, k, dtype=torch.uint8, device=rank.device)
     launch(
         columns_kernel,
         (matrices,),
-        *(gains, rank, salient, k, parts, candidates),
+        *(gains.parts, stack.starts, rank, salient, k, parts, candidates),
         COLS=column_tile(k),
+        PART_ROWS=gains.rows,
         CANDIDATES=triton.next_power_of_2(candidates),
         PARTS_AT_ONCE=CHOICE.parts_at_once,
         **CHOICE.options(k),
@@ -40,53 +43,53 @@ def choose_columns(gains: Tensor, rank: Tensor) -> Tensor:
 
 
 def choose_split(
-    gains: Tensor, thresholds: Tensor, s: Tensor, salient: Tensor, group: Tensor, part: int, level: int
+    gains: Gains, stack: Stack, thresholds: Tensor, s: Tensor, salient: Tensor, group: Tensor, part: int, level: int
 ) -> None:
     """Members with |s| below the best threshold leave group `level` for the next; `group` is changed in place.
 
     Arguments as in search.split_gains, whose answer `gains` is.
     """
-    matrices, n, k = s.shape
+    k, (_, parts, candidates) = s.shape[1], gains.parts.shape
     launch(
         split_kernel,
-        (CHOICE.parts(n)[0], matrices),
-        *(gains, thresholds, s, salient, group),
-        *(n, k, gains.shape[1], gains.shape[2], part, level),
+        (stack.parts(CHOICE), len(stack)),
+        *(gains.parts, stack.starts, thresholds, s, salient, group),
+        *(k, parts, candidates, part, level),
         ROWS=CHOICE.rows,
         COLS=column_tile(k),
-        CANDIDATES=triton.next_power_of_2(gains.shape[2]),
+        PART_ROWS=gains.rows,
+        CANDIDATES=triton.next_power_of_2(candidates),
         PARTS_AT_ONCE=CHOICE.parts_at_once,
         **CHOICE.options(k),
     )
 
 
 def candidate_thresholds(
-    s: Tensor, salient: Tensor, group: Tensor, fractions: Tensor, part: int, level: int, nonzero: bool
+    s: Tensor, stack: Stack, salient: Tensor, group: Tensor, fractions: Tensor, part: int, level: int, nonzero: bool
 ) -> Tensor:
     """float32 [L, q]: the quantiles, fractions float64 [q], of the members' |s|; 0 where nothing is ranked.
 
     Ranked are the members that are not zero (`nonzero`), or all entries of the block with zeros for those outside.
     """
-    matrices, n, k = s.shape
-    tiles = CHOICE.parts(n)[0]
-    ranked = torch.empty(matrices, n * k, dtype=torch.float32, device=s.device)
+    k, matrices, tiles = s.shape[1], len(stack), stack.parts(CHOICE)
+    ranked = torch.empty_like(s)
     counts = torch.empty(matrices, tiles, dtype=torch.int32, device=s.device)
     launch(
         magnitudes,
         (tiles, matrices),
-        *(s, salient, group, ranked, counts, n, k, part, level),
+        *(s, stack.starts, salient, group, ranked, counts, k, part, level),
         NONZERO=nonzero,
         ROWS=CHOICE.rows,
         COLS=column_tile(k),
         **CHOICE.options(k),
     )
-    ordered = ranked.sort(1).values
-    number = len(fractions)
+    ordered, number = _ordered(ranked, stack), len(fractions)
     thresholds = torch.empty(matrices, number, dtype=torch.float32, device=s.device)
     launch(
         quantile_thresholds,
         (matrices,),
-        *(ordered, counts, fractions, thresholds, n * k, tiles, number),
+        *(ordered, stack.starts, counts, fractions, thresholds, k, tiles, number),
+        TILE_ROWS=CHOICE.rows,
         NUMBER=triton.next_power_of_2(number),
         TILES_AT_ONCE=256,
         **CHOICE.options(k),
@@ -94,21 +97,33 @@ def candidate_thresholds(
     return thresholds
 
 
+def _ordered(ranked: Tensor, stack: Stack) -> Tensor:
+    """The entries [R, k] of every matrix in ascending order; the library sorts segments of one length at a time."""
+    ordered, places = torch.empty_like(ranked), torch.empty_like(ranked, dtype=torch.int64)
+    for rows, count in stack.runs():
+        whole, *out = (t[rows].view(count, -1) for t in (ranked, ordered, places))
+        torch.sort(whole, 1, out=tuple(out))
+    return ordered
+
+
 @triton.jit(do_not_specialize=["parts", "candidates"])
 def columns_kernel(
-    gains,
-    ranks,
-    salient,
+    gains,  # float64 [L, parts, candidates]
+    starts,  # which rows are whose: stack.py
+    ranks,  # int32 [L, k]
+    salient,  # uint8 [L, k]
     k,
     parts,
     candidates,
     COLS: tl.constexpr,
+    PART_ROWS: tl.constexpr,
     CANDIDATES: tl.constexpr,
     PARTS_AT_ONCE: tl.constexpr,
 ):
     matrix = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, COLS)
-    best = _best(gains + matrix * parts * candidates, parts, candidates, CANDIDATES, PARTS_AT_ONCE)
+    own = tl.cdiv(own_rows(starts, matrix)[1], PART_ROWS)
+    best = _best(gains + matrix * parts * candidates, own, candidates, CANDIDATES, PARTS_AT_ONCE)
     rank = tl.load(ranks + matrix * k + cols, mask=cols < k, other=0)
     tl.store(salient + matrix * k + cols, (rank <= best).to(tl.uint8), mask=cols < k)
 
@@ -116,11 +131,11 @@ def columns_kernel(
 @triton.jit(do_not_specialize=["parts", "candidates", "part", "level"])
 def split_kernel(
     gains,  # float64 [L, parts, candidates]
+    starts,  # which rows are whose: stack.py
     thresholds,  # float32 [L, candidates]
-    sensitivity,  # float32 [L, n, k]
+    sensitivity,  # float32 [R, k]
     salient,  # uint8 [L, k]
-    group,  # uint8 [L, n, k]
-    n,
+    group,  # uint8 [R, k]
     k,
     parts,
     candidates,
@@ -128,14 +143,19 @@ def split_kernel(
     level,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    PART_ROWS: tl.constexpr,
     CANDIDATES: tl.constexpr,
     PARTS_AT_ONCE: tl.constexpr,
 ):
-    matrix = tl.program_id(1).to(tl.int64)
-    best = _best(gains + matrix * parts * candidates, parts, candidates, CANDIDATES, PARTS_AT_ONCE)
+    tile, matrix = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    start, n = own_rows(starts, matrix)
+    if tile * ROWS >= n:
+        return
+    own = tl.cdiv(n, PART_ROWS)
+    best = _best(gains + matrix * parts * candidates, own, candidates, CANDIDATES, PARTS_AT_ONCE)
     threshold = tl.load(thresholds + matrix * candidates + best)
-    rows, cols = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
-    at = matrix * n * k + rows.to(tl.int64)[:, None] * k + cols[None, :]
+    rows, cols = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
+    at = (start + rows).to(tl.int64)[:, None] * k + cols[None, :]
     members = _members(salient + matrix * k, group + at, rows < n, cols, k, part, level)
     low = members & (tl.abs(tl.load(sensitivity + at, mask=members, other=0.0)) < threshold)
     tl.store(group + at, tl.zeros([ROWS, COLS], tl.uint8) + (level + 1).to(tl.uint8), mask=low)
@@ -143,12 +163,12 @@ def split_kernel(
 
 @triton.jit(do_not_specialize=["part", "level"])
 def magnitudes(
-    sensitivity,  # float32 [L, n, k]
+    sensitivity,  # float32 [R, k]
+    starts,  # which rows are whose: stack.py
     salient,  # uint8 [L, k]
-    group,  # uint8 [L, n, k]
-    ranked,  # float32 [L, n, k]: |s|; what does not count is infinite, or zero if the whole block counts
+    group,  # uint8 [R, k]
+    ranked,  # float32 [R, k]: |s|; what does not count is infinite, or zero if the whole block counts
     counts,  # int32 [L, tiles]: entries that count
-    n,
     k,
     part,
     level,
@@ -157,37 +177,45 @@ def magnitudes(
     COLS: tl.constexpr,
 ):
     tile, matrix = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    start, n = own_rows(starts, matrix)
+    if tile * ROWS >= n:
+        return
     rows, cols = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
-    at = matrix * n * k + rows.to(tl.int64)[:, None] * k + cols[None, :]
+    at = (start + rows).to(tl.int64)[:, None] * k + cols[None, :]
     inside = (rows < n)[:, None] & (cols < k)[None, :]
     members = _members(salient + matrix * k, group + at, rows < n, cols, k, part, level)
     size = tl.abs(tl.load(sensitivity + at, mask=members, other=0.0))
+    count = tl.minimum(n - tile * ROWS, ROWS) * k
     if NONZERO:
         members &= size != 0
         size = tl.where(members, size, float("inf"))
-    else:
-        members = inside
+        count = tl.sum(tl.sum(members.to(tl.int32), 1), 0)
     tl.store(ranked + at, size, mask=inside)
-    tl.store(counts + matrix * tl.num_programs(0) + tile, tl.sum(tl.sum(members.to(tl.int32), 1), 0))
+    tl.store(counts + matrix * tl.num_programs(0) + tile, count)
 
 
-@triton.jit(do_not_specialize=["size", "tiles", "number"])
+@triton.jit(do_not_specialize=["k", "tiles", "number"])
 def quantile_thresholds(
-    ordered,  # float32 [L, size], ascending
-    counts,  # int32 [L, tiles]
+    ordered,  # float32 [R, k], ascending in every matrix
+    starts,  # which rows are whose: stack.py
+    counts,  # int32 [L, tiles], of which a matrix has filled its own
     fractions,  # float64 [number]
     thresholds,  # float32 [L, number]
-    size,
+    k,
     tiles,
     number,
+    TILE_ROWS: tl.constexpr,
     NUMBER: tl.constexpr,
     TILES_AT_ONCE: tl.constexpr,
 ):
     matrix = tl.program_id(0).to(tl.int64)
+    start, n = own_rows(starts, matrix)
+    own = tl.cdiv(n, TILE_ROWS)
+    ordered += start.to(tl.int64) * k
     total = tl.zeros([TILES_AT_ONCE], tl.int32)
-    for first in range(0, tiles, TILES_AT_ONCE):
+    for first in range(0, own, TILES_AT_ONCE):
         tile = first + tl.arange(0, TILES_AT_ONCE)
-        total += tl.load(counts + matrix * tiles + tile, mask=tile < tiles, other=0)
+        total += tl.load(counts + matrix * tiles + tile, mask=tile < own, other=0)
     count = tl.sum(total, 0)
     q = tl.arange(0, NUMBER)
     real = q < tl.where(count > 0, number, 0)
@@ -195,8 +223,8 @@ def quantile_thresholds(
     low = rank.to(tl.int32)
     weight = rank - low.to(tl.float64)
     high = low + (weight > 0).to(tl.int32)
-    a = tl.load(ordered + matrix * size + low, mask=real, other=0.0).to(tl.float64)
-    b = tl.load(ordered + matrix * size + high, mask=real, other=0.0).to(tl.float64)
+    a = tl.load(ordered + low, mask=real, other=0.0).to(tl.float64)
+    b = tl.load(ordered + high, mask=real, other=0.0).to(tl.float64)
     value = tl.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1 - weight))  # as torch.lerp rounds
     tl.store(thresholds + matrix * number + q, value.to(tl.float32), mask=q < number)
 

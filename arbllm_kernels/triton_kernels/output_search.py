@@ -10,7 +10,6 @@ Grid: (tiles of rows, chunks of candidates, matrices).
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,24 +17,32 @@ from torch import Tensor
 from .configs import OUTPUT_SEARCH, column_tile
 from .launch import launch
 from .nearest import signed
+from .search import Gains
+from .stack import Stack, own_rows
 
 
 def output_gains(
-    s: Tensor, salient: Tensor, group: Tensor, thresholds: Tensor, level: int, residual: Tensor, S: Tensor
-) -> Tensor:
-    """float64 [L, parts, candidates]: minus tr(R S R^T) for every threshold, float32 [L, q].
+    s: Tensor,
+    stack: Stack,
+    salient: Tensor,
+    group: Tensor,
+    thresholds: Tensor,
+    level: int,
+    residual: Tensor,
+    S: Tensor,
+) -> Gains:
+    """Minus tr(R S R^T) for every threshold, float32 [L, q].
 
-    Members are the entries of group `level` in columns that are not salient. residual: float32 [L, n, k], contiguous,
-    what is settled already, 0 on the members. S: float32 [L, k, k], last stride 1.
+    Members are the entries of group `level` in columns that are not salient. residual: float32 [R, k], contiguous, what
+    is settled already, 0 on the members. S: float32 [L, k, k], contiguous.
     """
-    matrices, n, k = s.shape
-    config, candidates = OUTPUT_SEARCH, thresholds.shape[1]
-    gains = torch.empty(matrices, config.parts(n)[0], candidates, dtype=torch.float64, device=s.device)
+    k, config, candidates = s.shape[1], OUTPUT_SEARCH, thresholds.shape[1]
+    gains = Gains.empty(stack, config, candidates)
     launch(
         output_gain_kernel,
-        (config.parts(n)[0], -(-candidates // config.candidates), matrices),
-        *(s, salient, group, thresholds, residual, S, gains),
-        *(n, k, S.stride(0), S.stride(1), candidates, level),
+        (stack.parts(config), -(-candidates // config.candidates), len(stack)),
+        *(s, stack.starts, salient, group, thresholds, residual, S, gains.parts),
+        *(k, candidates, level),
         ROWS=config.rows,
         COLS=column_tile(k),
         CHUNK=config.chunk_of(k),
@@ -47,17 +54,15 @@ def output_gains(
 
 @triton.jit(do_not_specialize=["candidates", "level"])
 def output_gain_kernel(
-    sensitivity,  # float32 [L, n, k]
+    sensitivity,  # float32 [R, k]
+    starts,  # which rows are whose: stack.py
     salient,  # uint8 [L, k]
-    group,  # uint8 [L, n, k]
+    group,  # uint8 [R, k]
     thresholds,  # float32 [L, candidates]
-    residual,  # float32 [L, n, k]
-    second_moment,  # float32 [L, k, k], strides (s_matrix_stride, s_row_stride, 1)
+    residual,  # float32 [R, k]
+    second_moment,  # float32 [L, k, k]
     gains,  # float64 [L, parts, candidates]
-    n,
     k,
-    s_matrix_stride,
-    s_row_stride,
     candidates,
     level,
     ROWS: tl.constexpr,
@@ -66,8 +71,11 @@ def output_gain_kernel(
     CANDIDATES: tl.constexpr,
 ):
     tile, matrix = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    start, n = own_rows(starts, matrix)
+    if tile * ROWS >= n:
+        return
     rows, cols = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
-    row_at = matrix * n * k + rows.to(tl.int64)[:, None] * k
+    row_at = (start + rows).to(tl.int64)[:, None] * k
     sensitivity += row_at
     group += row_at
     residual += row_at
@@ -82,11 +90,11 @@ def output_gain_kernel(
         low_mean, low_scale = _level(s, low)
         left = _left(s, members, settled, threshold, high_mean, high_scale, low_mean, low_scale)
         through = tl.zeros([ROWS, COLS], tl.float32)  # R S
-        for start in range(0, k, CHUNK):
-            own = start + tl.arange(0, CHUNK)
+        for chunk in range(0, k, CHUNK):
+            own = chunk + tl.arange(0, CHUNK)
             s_own, members_own, settled_own = _load(sensitivity, salient, group, residual, rows, own, n, k, level)
             left_own = _left(s_own, members_own, settled_own, threshold, high_mean, high_scale, low_mean, low_scale)
-            s_at = matrix * s_matrix_stride + own[:, None].to(tl.int64) * s_row_stride + cols[None, :]
+            s_at = matrix * k * k + own[:, None] * k + cols[None, :]
             moment = tl.load(second_moment + s_at, mask=(own < k)[:, None] & (cols < k)[None, :], other=0.0)
             through = tl.dot(left_own, moment, through, input_precision="tf32x3")
         cost = tl.sum((through * left).to(tl.float64), 1)

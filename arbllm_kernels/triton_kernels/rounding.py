@@ -20,77 +20,86 @@ from .configs import ROUNDING, column_tile
 from .launch import launch
 from .nearest import signed
 from .scales import Scales
+from .stack import Stack, own_parts, own_rows
 
 
-def rounding_error(weight: Tensor, d: Tensor, zone: Tensor, scales: Scales, double_zones: int) -> tuple[Tensor, Tensor]:
-    """(E float32 [L, n, k], sum E^2 float64 [L, parts]) for scales already rounded to their storage type.
+def rounding_error(
+    weight: Tensor, stack: Stack, d: Tensor, zone: Tensor, scales: Scales, double_zones: int
+) -> tuple[Tensor, Tensor]:
+    """(E float32 [R, k], sum E^2 float64 [L, parts]) for scales already rounded to their storage type.
 
-    weight: float32 [L, n, k] and d: float32 [L, k], last strides 1. zone: uint8 [L, n, k]. Zones below `double_zones`
-    have two planes.
+    weight: float32 [R, k], contiguous. d: float32 [L, k], last stride 1. zone: uint8 [R, k]. Zones below `double_zones`
+    have two planes. A matrix has ROUNDING.parts of its height; parts beyond are 0.
     """
-    matrices, n, k = weight.shape
-    parts, tiles = ROUNDING.parts(n)
-    error = torch.empty(matrices, n, k, dtype=torch.float32, device=weight.device)
-    squares = torch.empty(matrices, parts, dtype=torch.float64, device=weight.device)
+    k, parts = weight.shape[1], stack.parts(ROUNDING)
+    error = torch.empty_like(weight)
+    squares = torch.empty(len(stack), parts, dtype=torch.float64, device=weight.device)
     launch(
         rounding_pass,
-        (parts, matrices),
-        *(weight, d, zone, scales.planes, scales.row, scales.mean, scales.col, error, squares),
-        *(n, k, weight.stride(0), weight.stride(1), d.stride(0), scales.row.shape[1], tiles, double_zones),
+        (parts, len(stack)),
+        *(weight, stack.starts, d, zone, scales.planes, scales.row, scales.mean, scales.col, error, squares),
+        *(stack.rows, k, d.stride(0), len(scales.row), double_zones),
         ROWS=ROUNDING.rows,
+        MAX_PARTS=ROUNDING.max_parts,
         COLS=column_tile(k),
         **ROUNDING.options(k),
     )
     return error, squares
 
 
-@triton.jit(do_not_specialize=["zones", "tiles", "double_zones"])
+@triton.jit(do_not_specialize=["total_rows", "zones", "double_zones"])
 def rounding_pass(
-    weight,  # float32 [L, n, k], strides (matrix_stride, row_stride, 1)
+    weight,  # float32 [R, k]
+    starts,  # which rows are whose: stack.py
     diagonal,  # float32 [L, k], strides (d_stride, 1)
-    zone_of,  # uint8 [L, n, k]
-    planes,  # uint8 [L, n, k]
-    row_scale,  # [L, Z, 2, n]
-    row_mean,  # [L, Z, n] or None
+    zone_of,  # uint8 [R, k]
+    planes,  # uint8 [R, k]
+    row_scale,  # [Z, 2, R]
+    row_mean,  # [Z, R] or None
     col_scale,  # [L, Z, 2, k] or None
-    error,  # float32 [L, n, k]
+    error,  # float32 [R, k]
     squares,  # float64 [L, parts]
-    n,
+    total_rows,  # R
     k,
-    matrix_stride,
-    row_stride,
     d_stride,
     zones,
-    tiles,
     double_zones,
     ROWS: tl.constexpr,
+    MAX_PARTS: tl.constexpr,
     COLS: tl.constexpr,
 ):
     part, matrix = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    squares += matrix * tl.num_programs(0) + part
+    start, n = own_rows(starts, matrix)
+    parts, tiles = own_parts(n, ROWS, MAX_PARTS)
+    if part >= parts:
+        tl.store(squares, 0.0)
+        return
     cols = tl.arange(0, COLS)
     d = tl.load(diagonal + matrix * d_stride + cols, mask=cols < k, other=1.0)
     total = tl.zeros([ROWS], tl.float64)
     for tile in range(tiles):
-        rows = ((part * tiles + tile) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        rows = (part * tiles + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows < n)[:, None] & (cols < k)[None, :]
-        at = matrix * n * k + rows[:, None] * k + cols[None, :]
-        zone = tl.load(zone_of + at, mask=inside, other=0).to(tl.int32)
+        row = (start + rows).to(tl.int64)[:, None]  # in the stack
+        at = row * k + cols[None, :]
+        zone = tl.load(zone_of + at, mask=inside, other=0).to(tl.int64)
         plane = tl.load(planes + at, mask=inside, other=0)
-        slot = matrix * zones + zone
         double = inside & (zone < double_zones)
-        first = tl.load(row_scale + slot * 2 * n + rows[:, None], mask=inside, other=0.0).to(tl.float32)
-        second = tl.load(row_scale + slot * 2 * n + n + rows[:, None], mask=double, other=0.0).to(tl.float32)
+        scale_at = zone * 2 * total_rows + row
+        first = tl.load(row_scale + scale_at, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(row_scale + scale_at + total_rows, mask=double, other=0.0).to(tl.float32)
         if col_scale is not None:
+            slot = matrix * zones + zone
             first *= tl.load(col_scale + slot * 2 * k + cols[None, :], mask=inside, other=0.0).to(tl.float32)
             second *= tl.load(col_scale + slot * 2 * k + k + cols[None, :], mask=double, other=0.0).to(tl.float32)
         value = signed((plane & 1) != 0, first)
         value = tl.where(double, value + signed((plane & 2) != 0, second), value)
         if row_mean is not None:
-            value += tl.load(row_mean + slot * n + rows[:, None], mask=inside, other=0.0).to(tl.float32)
-        w_at = matrix * matrix_stride + rows[:, None] * row_stride + cols[None, :]
-        e = tl.load(weight + w_at, mask=inside, other=0.0) - value
+            value += tl.load(row_mean + zone * total_rows + row, mask=inside, other=0.0).to(tl.float32)
+        e = tl.load(weight + at, mask=inside, other=0.0) - value
         e = tl.div_rn(tl.where(inside, e, 0.0), tl.broadcast_to(d[None, :], [ROWS, COLS]))
         tl.store(error + at, e, mask=inside)
         wide = e.to(tl.float64)
         total += tl.sum(wide * wide, 1)
-    tl.store(squares + matrix * tl.num_programs(0) + part, tl.sum(total, 0))
+    tl.store(squares, tl.sum(total, 0))

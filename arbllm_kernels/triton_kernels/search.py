@@ -15,39 +15,56 @@ candidate's sides. Every program leaves the gains of its candidates; choose.py a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import SEARCH, column_tile
+from .configs import SEARCH, RowConfig, column_tile
 from .launch import launch
 from .nearest import signed
+from .stack import Stack, own_rows
 
 COLUMNS, SPLIT = 0, 1  # what a candidate cuts by
 
 
-def column_gains(s: Tensor, rank: Tensor, candidates: int) -> Tensor:
-    """float64 [L, parts, candidates]: what cutting at the c = 1 .. candidates columns of lowest rank gains, two planes.
+@dataclass(frozen=True, eq=False)
+class Gains:
+    """What candidates gain: float64 [L, parts, candidates]. A part is `rows` rows; a matrix has as many as it needs."""
 
-    s: float32 [L, n, k], contiguous. rank: int32 [L, k], 0 for the column of largest sum |s|.
+    parts: Tensor
+    rows: int
+
+    @classmethod
+    def empty(cls, stack: Stack, config: RowConfig, candidates: int) -> Gains:
+        shape = len(stack), stack.parts(config), candidates
+        return cls(torch.empty(shape, dtype=torch.float64, device=stack.starts.device), config.rows)
+
+
+def column_gains(s: Tensor, stack: Stack, rank: Tensor, candidates: int) -> Gains:
+    """What cutting at the c = 1 .. candidates columns of lowest rank gains, two planes.
+
+    s: float32 [R, k], contiguous. rank: int32 [L, k], 0 for the column of largest sum |s|.
     """
-    return _gains(s, rank, None, None, candidates, COLUMNS, 0, 0, order=2)
+    return _gains(s, stack, rank, None, None, candidates, COLUMNS, 0, 0, order=2)
 
 
 def split_gains(
-    s: Tensor, salient: Tensor, group: Tensor, thresholds: Tensor, part: int, level: int, order: int
-) -> Tensor:
-    """float64 [L, parts, candidates]: what splitting the members at |s| >= t gains, for thresholds float32 [L, q].
+    s: Tensor, stack: Stack, salient: Tensor, group: Tensor, thresholds: Tensor, part: int, level: int, order: int
+) -> Gains:
+    """What splitting the members at |s| >= t gains, for thresholds float32 [L, q].
 
     Members are the entries of group `level` in columns where `salient` is `part`. salient: uint8 [L, k]. group: uint8
-    [L, n, k].
+    [R, k].
     """
-    return _gains(s, salient, group, thresholds, thresholds.shape[1], SPLIT, part, level, order)
+    return _gains(s, stack, salient, group, thresholds, thresholds.shape[1], SPLIT, part, level, order)
 
 
 def _gains(
     s: Tensor,
+    stack: Stack,
     column: Tensor,
     group: Tensor | None,
     thresholds: Tensor | None,
@@ -56,15 +73,13 @@ def _gains(
     part: int,
     level: int,
     order: int,
-) -> Tensor:
-    matrices, n, k = s.shape
-    parts = SEARCH.parts(n)[0]
-    gains = torch.empty(matrices, parts, candidates, dtype=torch.float64, device=s.device)
+) -> Gains:
+    k, gains = s.shape[1], Gains.empty(stack, SEARCH, candidates)
     launch(
         candidate_gains,
-        (parts, -(-candidates // SEARCH.candidates), matrices),
-        *(s, column, group, thresholds, gains),
-        *(n, k, candidates, part, level),
+        (stack.parts(SEARCH), -(-candidates // SEARCH.candidates), len(stack)),
+        *(s, stack.starts, column, group, thresholds, gains.parts),
+        *(k, candidates, part, level),
         BY=by,
         ORDER=order,
         ROWS=SEARCH.rows,
@@ -77,12 +92,12 @@ def _gains(
 
 @triton.jit(do_not_specialize=["candidates", "part", "level"])
 def candidate_gains(
-    sensitivity,  # float32 [L, n, k]
+    sensitivity,  # float32 [R, k]
+    starts,  # which rows are whose: stack.py
     column,  # COLUMNS: int32 [L, k], ranks; SPLIT: uint8 [L, k], salient or not
-    group,  # SPLIT: uint8 [L, n, k]
+    group,  # SPLIT: uint8 [R, k]
     thresholds,  # SPLIT: float32 [L, candidates]
     gains,  # float64 [L, parts, candidates]
-    n,
     k,
     candidates,
     part,  # SPLIT: members are in columns with this value of `column`,
@@ -94,14 +109,18 @@ def candidate_gains(
     CANDIDATES: tl.constexpr,
 ):
     tile, matrix = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    start, n = own_rows(starts, matrix)
+    if tile * ROWS >= n:
+        return
     rows = tile * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, COLS)
-    at = matrix * n * k + rows.to(tl.int64)[:, None] * k + cols[None, :]
-    members = (rows < n)[:, None] & (cols < k)[None, :]
-    s = tl.load(sensitivity + at, mask=members, other=0.0)
+    at = (start + rows).to(tl.int64)[:, None] * k + cols[None, :]
+    real = (rows < n)[:, None]
+    members = (rows >= 0)[:, None] & (cols < k)[None, :]  # a row that is not real is zero and gains nothing
+    s = tl.load(sensitivity + at, mask=members & real, other=0.0)
     of_column = tl.load(column + matrix * k + cols, mask=cols < k, other=255).to(tl.int32)
     if BY == 1:
-        members &= tl.load(group + at, mask=members, other=255) == level
+        members &= tl.load(group + at, mask=members & real, other=255) == level
         members &= (of_column == part)[None, :]
         s = tl.where(members, s, 0.0)
     size = tl.abs(s)

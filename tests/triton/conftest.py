@@ -10,9 +10,11 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton.language", reason="triton is not installed")
 
@@ -23,6 +25,14 @@ RESULTS = pytest.StashKey[dict[Path, ChildRun]]()
 LIMIT = 240.0  # seconds of processor time for all interpreted tests of a session
 USED = pytest.StashKey[float]()
 REPORTS = "ARBLLM_TEST_REPORTS"  # in the child: the file to write reports to, one JSON object per line
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that nobody has written yet is NaN or the largest integer."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import assert_same_fit, block, expected
+from cases import assert_same_fit, block
 from helpers import random_packed
 from products import LAYOUTS, assert_product
 
@@ -56,40 +56,49 @@ def launches() -> Iterator[list[tuple[str, object]]]:
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_arb_rc(launches, order):
-    weight, zone = block(2, 37, 48)
-    found = refine_arb_rc(weight, zone, 4, 2, order, 2)
+    given, knobs = block(37, 1, 19, k=48), (4, 2, order, 2)
+    found = refine_arb_rc(*given, *knobs)
     assert len(launches) == (7 if order == 2 else 4)
-    assert_same_fit(found, zone, weight, *expected(BINARIZERS["arb-rc"], weight, zone, 4, 2, order, 2))
+    assert_same_fit(found, BINARIZERS["arb-rc"], *given, *knobs)
 
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("method", ["arb", "arb-x"])
 def test_arb(launches, method, order):
-    weight, zone = block(2, 19, 40)
-    x = torch.randn(2, 99, 40) + 0.3
+    given, knobs = block(19, 1, 33, k=40), (4, 2, order, 4)
+    x = torch.randn(3, 99, 40) + 0.3
     S = x.transpose(1, 2) @ x if method == "arb-x" else None
-    found = refine_arb(weight, zone, 4, 2, order, 4, S)
+    found = refine_arb(*given, *knobs, S)
     assert [name for name, _ in launches] == ["arb_fit"]
-    assert_same_fit(found, zone, weight, *expected(BINARIZERS[method], weight, zone, 4, 2, order, 4, S))
+    assert_same_fit(found, BINARIZERS[method], *given, *knobs, S)
 
 
 @pytest.mark.parametrize(
-    ("method", "block_size", "n", "m"), [("arb-rc", 32, 19, 56), ("arb-x", 32, 19, 56), ("arb-rc", 256, 16, 256)]
+    ("method", "block_size", "shapes"),
+    [
+        ("arb-rc", 32, [(19, 56), (37, 40), (16, 56)]),
+        ("arb-x", 32, [(19, 56), (37, 40), (16, 56)]),
+        ("arb-rc", 256, [(16, 256), (5, 64)]),
+    ],
 )
-def test_solver(launches, method, block_size, n, m):
+def test_solver(launches, poisoned, method, block_size, shapes):
+    """Matrices of several shapes together; their last blocks have widths of their own."""
     cfg = QuantConfig(method=method, block_size=block_size, max_salient=6, thresholds=7, iters=1)
-    x = torch.randn(4 * m, m)
-    W, H = torch.randn(n, m) * torch.rand(m).add(0.3), x.T @ x
-    factor = hessian_factor(H, cfg.damp)
-    ((found, loss),) = solve_batch([W], [factor], cfg, [H])
-    expected_weight, expected_loss = solve(W, factor, cfg, H, backend="torch")
-    assert torch.equal(found.salient, expected_weight.salient)
-    assert torch.equal(found.group, expected_weight.group)
-    torch.testing.assert_close(found.dequantize(), expected_weight.dequantize(), rtol=2**-10, atol=2**-10 * 4)
-    assert loss == pytest.approx(expected_loss, rel=1e-3)
+    x = [torch.randn(4 * m, m) for _, m in shapes]
+    weights, H = [torch.randn(n, m) * torch.rand(m).add(0.3) for n, m in shapes], [each.T @ each for each in x]
+    factors = [hessian_factor(each, cfg.damp) for each in H]
+    for (found, loss), *given in zip(solve_batch(weights, factors, cfg, H), weights, factors, H, strict=True):
+        W, factor, S = given
+        expected_weight, expected_loss = solve(W, factor, cfg, S, backend="torch")
+        assert torch.equal(found.salient, expected_weight.salient)
+        assert torch.equal(found.group, expected_weight.group)
+        torch.testing.assert_close(found.dequantize(), expected_weight.dequantize(), rtol=2**-10, atol=2**-10 * 4)
+        assert loss == pytest.approx(expected_loss, rel=1e-3)
     judged = {"output_gain_kernel"} if method == "arb-x" else set()
     refined = "arb_fit" if method == "arb-x" else "arb_rc_pass"
-    assert {name for name, _ in launches} == judged | {
+    names = [name for name, _ in launches]
+    assert names.count("rounding_pass") == (2 if block_size == 256 else 3), "32; 24 and 8 columns; 256 and 64"
+    assert set(names) == judged | {
         *("sensitivity_pass", "rank_columns", "candidate_gains", "columns_kernel", "magnitudes"),
         *("quantile_thresholds", "split_kernel", refined, "rounding_pass"),
     }

@@ -13,7 +13,7 @@ from arbllm_kernels.methods import hessian_factor
 from arbllm_kernels.ops import packed_args
 from arbllm_kernels.triton_kernels.dequantize import dequantize, stored_columns
 from arbllm_kernels.triton_kernels.gemv import gemv
-from arbllm_kernels.triton_kernels.solve import block_loop
+from arbllm_kernels.triton_kernels.solve import block_loop, block_steps, solve_batch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,35 +42,53 @@ def test_the_solver_is_as_good_as_the_plain_one(method):
     assert errors[0] == pytest.approx(errors[1], rel=0.02)
 
 
+SHAPES = ((96, 384), (1, 200), (37, 256), (128, 256))  # last blocks of 128 and 72 columns
+
+
+@pytest.mark.parametrize("method", PAPER_METHODS)
+def test_matrices_of_several_shapes_come_out_as_one_by_one(method):
+    cfg, layers = QuantConfig(method=method), [layer(*shape) for shape in SHAPES]
+    weights, S = [W.cuda() for W, _ in layers], [(H / 2).cuda() for _, H in layers]
+    factors = [hessian_factor(2 * s, cfg.damp) for s in S]
+    for (found, loss), *given in zip(solve_batch(weights, factors, cfg, S), weights, factors, S, strict=True):
+        ((alone, own_loss),) = solve_batch(*([one] for one in given[:2]), cfg, given[2:])
+        assert loss == own_loss
+        for part, tensor in alone.tensors().items():
+            assert torch.equal(found.tensors()[part], tensor), part
+
+
 def loop_input(method):
-    """The arguments of block_loop, on the device, and a buffer that `work` is to be copied from."""
-    cfg, (W, H) = QuantConfig(method=method), layer(64, 256)
-    factor = hessian_factor(H.cuda(), cfg.damp)
-    S = (H / 2).cuda()[None] if method == "arb-x" else None
-    return W.cuda()[None], ([factor.U], cfg, S)
+    """The arguments of block_loop, on the device: the steps, what `work` is to be copied from, and the rest."""
+    cfg, layers = QuantConfig(method=method), [layer(*shape) for shape in sorted(SHAPES, key=lambda s: -s[1])]
+    U = [hessian_factor(H.cuda(), cfg.damp).U for _, H in layers]
+    S = [(H / 2).cuda() for _, H in layers] if method == "arb-x" else None
+    weights = [W.cuda() for W, _ in layers]
+    steps = block_steps([(len(W), W.shape[1]) for W in weights], cfg.block_size, "cuda")
+    return steps, weights, (U, cfg, S)
 
 
 @pytest.mark.parametrize("method", PAPER_METHODS)
 def test_the_block_loop_never_waits(method):
-    weight, rest = loop_input(method)
+    steps, weights, rest = loop_input(method)
     for mode in ("default", "error"):  # the first run compiles
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            block_loop(weight.clone(), *rest)
+            block_loop(steps, [W.clone() for W in weights], *rest)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("method", PAPER_METHODS)
 def test_a_cuda_graph_holds_the_block_loop(method):
-    weight, rest = loop_input(method)
-    expected = block_loop(weight.clone(), *rest)
-    work = torch.zeros_like(weight)
+    steps, weights, rest = loop_input(method)
+    expected = block_loop(steps, [W.clone() for W in weights], *rest)
+    work = [torch.zeros_like(W) for W in weights]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = block_loop(work, *rest)
-    work.copy_(weight)
+        found = block_loop(steps, work, *rest)
+    for buffer, W in zip(work, weights, strict=True):
+        buffer.copy_(W)
     graph.replay()
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.squares, b.squares)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import assert_same_fit, block, expected
+from cases import assert_same_fit, block
 
 from arbllm_kernels.methods.solve import BINARIZERS
 from arbllm_kernels.triton_kernels.arb import refine_arb
@@ -15,11 +15,11 @@ def moments(matrices, k):
     return x.transpose(1, 2) @ x / 4
 
 
-def check(method, weight, zone, order, iters, zones=4, salient_zones=2):
-    S = moments(len(weight), weight.shape[2]) if method == "arb-x" else None
-    found = refine_arb(weight, zone, zones, salient_zones, order, 0 if method == "billm" else iters, S)
-    oracle = expected(BINARIZERS[method], weight, zone, zones, salient_zones, order, iters, S)
-    assert_same_fit(found, zone, weight, *oracle)
+def check(method, weight, stack, zone, order, iters, zones=4, salient_zones=2):
+    S = moments(len(stack), weight.shape[1]) if method == "arb-x" else None
+    knobs = (zones, salient_zones, order, 0 if method == "billm" else iters)
+    found = refine_arb(weight, stack, zone, *knobs, S)
+    assert_same_fit(found, BINARIZERS[method], weight, stack, zone, *knobs, S)
 
 
 @pytest.mark.parametrize("method", ["billm", "arb", "arb-x"])
@@ -27,21 +27,21 @@ def check(method, weight, zone, order, iters, zones=4, salient_zones=2):
     ("n", "k", "order"), [(1, 128, 2), (33, 128, 1), (33, 128, 2), (17, 1, 1), (18, 56, 2), (5, 9, 2)]
 )
 def test_same_scales_and_planes(method, n, k, order):
-    check(method, *block(1, n, k), order, 15)
+    check(method, *block(n, k=k), order, 15)
 
 
 @pytest.mark.parametrize("method", ["arb", "arb-x"])
-def test_a_batch_of_matrices_with_empty_zones_rows_and_columns(method):
-    weight, zone = block(2, 20, 32)
-    zone[0][zone[0] == 1] = 0
-    zone[1] = 3
-    weight[:, 3] = 0
-    weight[:, :, 5] = 0
-    weight[1, 2] = 7.0  # nothing left to refine
-    check(method, weight, zone, 2, 4)
+def test_matrices_of_all_heights_with_empty_zones_rows_and_columns(method):
+    weight, stack, zone = block(20, 1, 37, 20, k=32)
+    first, one, third, last = (stack.span(i) for i in range(4))
+    zone[first][zone[first] == 1] = 0
+    zone[one] = 3
+    weight[third] = 0
+    weight[last][3] = 0
+    weight[last][:, 5] = 0
+    weight[last][2] = 7.0  # nothing left to refine
+    check(method, weight, stack, zone, 2, 4)
 
 
 def test_without_iterations_arb_is_billm():
-    weight, zone = block(1, 9, 64)
-    found, billm = refine_arb(weight, zone, 4, 2, 2, 0), BINARIZERS["billm"]
-    assert_same_fit(found, zone, weight, *expected(billm, weight, zone, 4, 2, 2, 0))
+    check("billm", *block(9, k=64), 2, 0)
