@@ -24,7 +24,7 @@ from arbllm_kernels.tuning import is_interrupted
 
 WINDOW = 1024
 EVALUATED, HELD = 32 * WINDOW, 12  # tokens of the text that other commands measure on; windows behind them
-SETTINGS = ("2x0.0025", "2x0.005", "2x0.01")
+SETTINGS = ("2x0.0025", "2x0.005", "2x0.01", "3x0.005")
 UNTUNED = "untuned"
 
 
