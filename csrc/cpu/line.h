@@ -22,15 +22,21 @@ constexpr int64_t kLinePanel = 16;     // rows of the weight that pieces of such
 constexpr int64_t kLineTile = 8;       // most rows of x that share the unpacking of the bits, of one digit
 constexpr int64_t kExactLineTile = 4;  // and of three
 
-// A step takes the columns of one vector of plane bytes. Salient columns come first in their block; the last step of
-// either kind may be partly empty, and a byte that holds columns of both kinds belongs to a step of each.
+// A step takes the columns of one vector of plane bytes. Salient columns come first in their block. Where they end
+// inside a vector, its columns of either kind are two lines of x, the other kind being zero: a *mixed* step decodes
+// once for both. Where that would take a step more than beginning anew at the byte (or beginning with others at it)
+// there is none, and a byte that holds columns of both kinds belongs to a step of each. The last step of a block may be
+// partly empty.
 struct LineBlock {
-    int64_t first;          // first column, a multiple of 8
+    int64_t first;          // first column
+    int64_t byte;           // of a plane, where it stands
     int64_t salient;        // salient columns
     int64_t columns;        // all columns
     int64_t second;         // salient columns of the blocks before
-    int64_t salient_steps;  // from byte first / 8 on
-    int64_t other_steps;    // from byte (first + salient) / 8 on
+    int64_t salient_steps;  // from `byte` on
+    int64_t mixed_steps;    // 0 or 1, after these
+    int64_t others;         // where the other steps begin: so many bytes after `byte`
+    int64_t other_steps;
 };
 
 struct LineJob {
@@ -44,10 +50,14 @@ struct LineJob {
     bool two_planes;          // salient columns have a second sign
     int64_t line;             // bytes of a digit of a prepared row: [steps, 8, bytes of a vector]
     int64_t widest;           // columns of the widest block, in whole steps, and one step more
-    int64_t scratch;          // bytes of working memory that multiply needs
+    int64_t in_place;         // rows of the weight, the first ones, behind which kLineSpare bytes may be read
+    int64_t kept;             // bytes of working memory for rows of the weight, and after them
+    int64_t scratch;          // for the sums of four rows: all that multiply needs
     float factor;             // 2^exponent
-    uint8_t kinds[3][16];  // salient columns' first plane, second plane, other columns: for every code, sign + 2 group,
-                           // in the low bits of a nibble, the number of its row scale among those of the block
+    // Of salient columns' first plane, their second plane and other columns: for the code, sign + 2 group, in the
+    // lowest, the next and the third two bits of a byte, the number of its row scale among those of the block, 8 more
+    // for minus.
+    uint8_t picks[3][3][64];
 };
 
 // One row of x, prepared. `digits` is [number of digits, line], most significant first. Column 8 i + b of a step stands

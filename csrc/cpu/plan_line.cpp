@@ -41,24 +41,41 @@ void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& pla
     }
     const int64_t step = 8 * kernels.bytes;
     for (LineBlock& block : plan.list) {
-        block.salient_steps = divide_up(block.salient, step);
-        const bool others = block.salient < block.columns;
-        block.other_steps = others ? divide_up(block.columns - block.salient / 8 * 8, step) : 0;
-        job.line += (block.salient_steps + block.other_steps) * step;
+        const int64_t whole = block.salient / step * step, apart = block.salient / 8 * 8;
+        const bool all = block.salient == block.columns, ends_inside = !all && block.salient > whole;
+        const int64_t after = divide_up(block.columns - whole, step), anew = divide_up(block.columns - apart, step);
+        block.mixed_steps = ends_inside && after == anew ? 1 : 0;
+        block.salient_steps = block.mixed_steps != 0 ? whole / step : divide_up(block.salient, step);
+        block.others = (block.mixed_steps != 0 ? whole + step : apart) / 8;
+        block.byte = block.first / 8;
+        block.other_steps = all ? 0 : anew - block.mixed_steps;
+        job.line += (block.salient_steps + 2 * block.mixed_steps + block.other_steps) * step;
         job.widest = std::max(job.widest, divide_up(block.columns, step) * step + step);
     }
     job.line += 64;  // lest lines lie a multiple of 4096 bytes apart, where all of them share a few places in the cache
     job.list = plan.list.data();
-    const int64_t others = w.salient_groups * w.salient_order;
-    for (int64_t i = 0; i < 16; ++i) {
-        const int64_t group = i >> 1 & 1, salient = w.salient_groups > 1 ? group * w.salient_order : 0;
-        job.kinds[0][i] = static_cast<uint8_t>(salient);
-        job.kinds[1][i] = static_cast<uint8_t>(salient + w.salient_order - 1);
-        job.kinds[2][i] = static_cast<uint8_t>(others + group);
+    for (int64_t i = 0; i < 64; ++i) {
+        for (int64_t place = 0; place < 3; ++place) {
+            const int64_t code = i >> (2 * place) & 3, group = code >> 1, minus = (code & 1) != 0 ? 0 : 8;
+            const int64_t salient = w.salient_groups > 1 ? group * w.salient_order : 0;
+            const int64_t scales[3] = {salient, salient + w.salient_order - 1,
+                                       w.salient_groups * w.salient_order + group};
+            for (int64_t kind = 0; kind < 3; ++kind)
+                job.picks[kind][place][i] = static_cast<uint8_t>(scales[kind] + minus);
+        }
     }
+    job.in_place = w.rows;
+    const auto bound = [&](const Buffer& buffer, int64_t size, int64_t row_bits) {  // not the last row that would do
+        if (row_bits > 0) job.in_place = std::min(job.in_place, (buffer.length * size - kLineSpare) * 8 / row_bits - 1);
+    };
+    bound(w.sign, 4, job.words * 64);
+    bound(w.group, 4, job.words * 64);
+    bound(w.row_scale, 1, job.blocks * job.scales * 8);
+    bound(w.second, 4, job.two_planes ? job.salient_columns : 0);
     // Each row: a line of a plane, its scales, or its part of the second plane, and what may be read past their end.
     const int64_t row = std::max({job.words * 8, job.blocks * job.scales, job.salient_columns / 8 + 2});
-    job.scratch = kLinePanel * 4 * (row + kLineSpare);
+    job.kept = kLinePanel * 4 * divide_up(row + kLineSpare, 64) * 64;
+    job.scratch = job.kept + job.blocks * kMaxDigits * 4 * kernels.bytes;
 }
 
 }  // namespace arb

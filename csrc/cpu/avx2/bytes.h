@@ -1,6 +1,8 @@
 // Bytes for line.inc and sums.inc, 32 at a time: AVX2.
 #pragma once
 
+#include <cstring>
+
 #include "vec.h"
 
 namespace {
@@ -16,6 +18,12 @@ inline Bytes fill_bytes(int value) { return _mm256_set1_epi8(static_cast<char>(v
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
 inline Bytes load_table(const unsigned char* p) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// Every eight bytes of the vector are those at p.
+inline Bytes load_twice(const unsigned char* p) {
+    int64_t eight;
+    std::memcpy(&eight, p, 8);
+    return _mm256_set1_epi64x(eight);
 }
 inline Bytes look_up(Bytes table, Bytes numbers) { return _mm256_shuffle_epi8(table, numbers); }
 
@@ -55,11 +63,6 @@ inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
 inline Ints load_ints(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline void store_ints(int32_t* p, Ints v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
-inline int32_t sum_ints(Ints v) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-}
 
 // look_up reads by four bits; there are no tables of 64 bytes.
 constexpr bool kSixBits = false;
@@ -85,6 +88,12 @@ inline float sum_units(const Lanes (&v)[2]) {
 // Of every 16 bytes, the totals of the four sums of a, b, c and d.
 inline Ints turn_sums(Ints a, Ints b, Ints c, Ints d) {
     return _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+}
+
+// Four numbers: the sums of what is so many times 16 bytes apart.
+inline void store_folded(int32_t* p, Ints v) {
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
 }
 
 // The first four of every 16 bytes of four vectors, in the order of turn_sums.

@@ -2,6 +2,8 @@
 // without.
 #pragma once
 
+#include <cstring>
+
 #include "vec.h"
 
 namespace {
@@ -18,6 +20,12 @@ inline Bytes fill_bytes(int value) { return _mm512_set1_epi8(static_cast<char>(v
 inline Bytes load_table(const unsigned char* p) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+// Every eight bytes of the vector are those at p.
+inline Bytes load_twice(const unsigned char* p) {
+    int64_t eight;
+    std::memcpy(&eight, p, 8);
+    return _mm512_set1_epi64(eight);
+}
 inline Bytes look_up(Bytes table, Bytes numbers) { return _mm512_shuffle_epi8(table, numbers); }
 
 inline Ints no_ints() { return _mm512_setzero_si512(); }
@@ -33,7 +41,7 @@ inline Bytes and_bytes(Bytes a, Bytes b) { return _mm512_and_si512(a, b); }
 inline Bytes xor_bytes(Bytes a, Bytes b) { return _mm512_xor_si512(a, b); }
 inline Bytes add_bytes(Bytes a, Bytes b) { return _mm512_add_epi8(a, b); }
 inline Bytes pick_bits(Bytes m, Bytes if_set, Bytes if_clear) {
-    return _mm512_ternarylogic_epi64(m, if_set, if_clear, 0xca);
+    return _mm512_ternarylogic_epi64(if_clear, if_set, m, 0xd8);  // overwrites if_clear, and m is kept
 }
 
 // The bits from bit `shift` (0..7) of byte p on; reads 8 bytes more than it returns.
@@ -50,8 +58,6 @@ inline Bytes load_bits(const unsigned char* p, int shift) {
 inline Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store_ints(int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
 inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
-inline int32_t sum_ints(Ints v) { return _mm512_reduce_add_epi32(v); }
-
 // For sums.inc. A vector of sums has four for every 16 bytes.
 inline Ints join_digits(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
 inline Ints subtract_ints(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
@@ -72,6 +78,13 @@ inline Ints turn_sums(Ints a, Ints b, Ints c, Ints d) {
     const Ints ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     const Ints cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
     return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+// Four numbers: the sums of what is so many times 16 bytes apart.
+inline void store_folded(int32_t* p, Ints v) {
+    const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
 }
 
 // The first four of every 16 bytes of four vectors, in the order of turn_sums.

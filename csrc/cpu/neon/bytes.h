@@ -16,6 +16,11 @@ inline Bytes fill_bytes(int value) { return vdupq_n_s8(static_cast<int8_t>(value
 
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
 inline Bytes load_table(const unsigned char* p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+// Every eight bytes of the vector are those at p.
+inline Bytes load_twice(const unsigned char* p) {
+    const uint8x8_t eight = vld1_u8(p);
+    return vreinterpretq_s8_u8(vcombine_u8(eight, eight));
+}
 inline Bytes look_up(Bytes table, Bytes numbers) { return vqtbl1q_s8(table, vreinterpretq_u8_s8(numbers)); }
 
 inline Ints no_ints() { return vdupq_n_s32(0); }
@@ -42,7 +47,6 @@ inline Bytes load_bits(const unsigned char* p, int shift) {
 inline Ints load_ints(const int32_t* p) { return vld1q_s32(p); }
 inline void store_ints(int32_t* p, Ints v) { vst1q_s32(p, v); }
 inline Ints add_ints(Ints a, Ints b) { return vaddq_s32(a, b); }
-inline int32_t sum_ints(Ints v) { return vaddvq_s32(v); }
 
 // look_up reads by four bits; there are no tables of 64 bytes.
 constexpr bool kSixBits = false;
@@ -66,6 +70,9 @@ inline float sum_units(const Lanes (&v)[4]) {
 
 // Of every 16 bytes, the totals of the four sums of a, b, c and d.
 inline Ints turn_sums(Ints a, Ints b, Ints c, Ints d) { return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)); }
+
+// Four numbers: the sums of what is so many times 16 bytes apart.
+inline void store_folded(int32_t* p, Ints v) { vst1q_s32(p, v); }
 
 // 32 bits for every sum, from bit first + bits[i] on.
 inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t* bits, bool) {

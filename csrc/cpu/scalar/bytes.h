@@ -51,6 +51,10 @@ inline Bytes fill_bytes(int value) {
 
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
 inline Bytes load_table(const unsigned char* p) { return load_columns(p); }
+// Every eight bytes of the vector are those at p.
+inline Bytes load_twice(const unsigned char* p) {
+    return each_byte([&](int i) { return p[i % 8]; });
+}
 inline Bytes look_up(const Bytes& table, const Bytes& numbers) {
     return each_byte([&](int i) { return table.at[numbers.at[i]]; });
 }
@@ -100,7 +104,6 @@ inline Ints add_ints(const Ints& a, const Ints& b) {
 inline Ints subtract_ints(const Ints& a, const Ints& b) {
     return each_int([&](int i) { return a.at[i] - b.at[i]; });
 }
-inline int32_t sum_ints(const Ints& v) { return v.at[0] + v.at[1] + v.at[2] + v.at[3]; }
 
 // For sums.inc. A vector of sums has four for every 16 bytes.
 inline Ints join_digits(const Ints& high, const Ints& low) {
@@ -127,8 +130,12 @@ inline float sum_units(const Lanes (&v)[4]) {
 
 // Of every 16 bytes, the totals of the four sums of a, b, c and d.
 inline Ints turn_sums(const Ints& a, const Ints& b, const Ints& c, const Ints& d) {
-    return {{sum_ints(a), sum_ints(b), sum_ints(c), sum_ints(d)}};
+    const auto total = [](const Ints& v) { return v.at[0] + v.at[1] + v.at[2] + v.at[3]; };
+    return {{total(a), total(b), total(c), total(d)}};
 }
+
+// Four numbers: the sums of what is so many times 16 bytes apart.
+inline void store_folded(int32_t* p, const Ints& v) { store_ints(p, v); }
 
 // 32 bits for every sum, from bit first + bits[i] on.
 inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t* bits, bool) {
