@@ -18,9 +18,9 @@ namespace arb {
 constexpr int64_t kLineMinBlock = 512;  // narrower blocks would leave most of a line empty
 constexpr int64_t kLineSpare = 160;     // bytes that may be read past the end of a row
 constexpr int64_t kMaxDigits = 3;
-constexpr int64_t kLinePanel = 16;     // rows of the weight that pieces of such a tile are used for in turn
+constexpr int64_t kLinePanel = 16;     // rows of the weight that meet a part of x in turn; a multiple of four
 constexpr int64_t kLineTile = 8;       // most rows of x that share the unpacking of the bits, of one digit
-constexpr int64_t kExactLineTile = 4;  // and of three
+constexpr int64_t kExactLineTile = 4;  // and of three: no fewer lines of digits in all
 
 // A step takes the columns of one vector of plane bytes. Salient columns come first in their block. Where they end
 // inside a vector, its columns of either kind are two lines of x, the other kind being zero: a *mixed* step decodes
@@ -51,8 +51,8 @@ struct LineJob {
     int64_t line;             // bytes of a digit of a prepared row: [steps, 8, bytes of a vector]
     int64_t widest;           // columns of the widest block, in whole steps, and one step more
     int64_t in_place;         // rows of the weight, the first ones, behind which kLineSpare bytes may be read
-    int64_t kept;             // bytes of working memory for rows of the weight, and after them
-    int64_t scratch;          // for the sums of four rows: all that multiply needs
+    int64_t kept;             // bytes of working memory for a row of the weight, and after them
+    int64_t scratch;          // for the sums of four: all that multiply needs
     float factor;             // 2^exponent
     // Of salient columns' first plane, their second plane and other columns: for the code, sign + 2 group, in the
     // lowest, the next and the third two bits of a byte, the number of its row scale among those of the block, 8 more

@@ -74,8 +74,8 @@ void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& pla
     bound(w.second, 4, job.two_planes ? job.salient_columns : 0);
     // Each row: a line of a plane, its scales, or its part of the second plane, and what may be read past their end.
     const int64_t row = std::max({job.words * 8, job.blocks * job.scales, job.salient_columns / 8 + 2});
-    job.kept = kLinePanel * 4 * divide_up(row + kLineSpare, 64) * 64;
-    job.scratch = job.kept + job.blocks * kMaxDigits * 4 * kernels.bytes;
+    job.kept = 4 * divide_up(row + kLineSpare, 64) * 64;
+    job.scratch = job.kept + job.blocks * kMaxDigits * kExactLineTile * 4 * kernels.bytes;
 }
 
 }  // namespace arb
