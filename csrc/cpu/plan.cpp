@@ -125,4 +125,21 @@ const char* message(Status status) {
     return "unknown status";
 }
 
+int64_t rows_in_place(const Job& job, int64_t spare) {
+    const PackedView& w = *job.weight;
+    const auto size = [](ScaleType type) -> int64_t {
+        return type == ScaleType::u8 ? 1 : type == ScaleType::fp16 ? 2 : 4;
+    };
+    int64_t rows = w.rows;
+    const auto bound = [&](const Buffer& buffer, int64_t bytes, int64_t row_bits) {
+        if (row_bits > 0) rows = std::min(rows, (buffer.length * bytes - spare) * 8 / row_bits - 1);
+    };
+    bound(w.sign, 4, job.words * 64);
+    bound(w.group, 4, job.group_bits * job.words * 64);
+    bound(w.second, 4, w.salient_order == 2 ? job.salient_columns : 0);
+    bound(w.row_scale, size(w.row_scale_type), job.row_scales * size(w.row_scale_type) * 8);
+    bound(w.mean, size(w.scale_type), job.means * size(w.scale_type) * 8);
+    return std::max<int64_t>(rows, 0);
+}
+
 }  // namespace arb

@@ -20,6 +20,10 @@ struct Plan {
 // to these buffers later changes nothing.
 Status make_plan(const PackedView& weight, const Kernels& kernels, Plan& plan);
 
+// How many rows of the weight, the first ones, lie so that `spare` bytes behind each may be read, in every buffer; a
+// row or two that would do are not counted.
+int64_t rows_in_place(const Job& job, int64_t spare);
+
 struct LinePlan {
     LineJob job{};
     std::vector<LineBlock> list;

@@ -64,14 +64,7 @@ void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& pla
                 job.picks[kind][place][i] = static_cast<uint8_t>(scales[kind] + minus);
         }
     }
-    job.in_place = w.rows;
-    const auto bound = [&](const Buffer& buffer, int64_t size, int64_t row_bits) {  // not the last row that would do
-        if (row_bits > 0) job.in_place = std::min(job.in_place, (buffer.length * size - kLineSpare) * 8 / row_bits - 1);
-    };
-    bound(w.sign, 4, job.words * 64);
-    bound(w.group, 4, job.words * 64);
-    bound(w.row_scale, 1, job.blocks * job.scales * 8);
-    bound(w.second, 4, job.two_planes ? job.salient_columns : 0);
+    job.in_place = rows_in_place(whole, kLineSpare);
     // Each row: a line of a plane, its scales, or its part of the second plane, and what may be read past their end.
     const int64_t row = std::max({job.words * 8, job.blocks * job.scales, job.salient_columns / 8 + 2});
     job.kept = 4 * divide_up(row + kLineSpare, 64) * 64;

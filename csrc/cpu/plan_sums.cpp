@@ -58,7 +58,7 @@ void add_passes(const PackedView& w, SumsJob& job) {
         }
         if (job.means > 0 && plane == 1) pass.term[pass.terms++] = {job.scales + last_mean, 0, 0};
     };
-    add(false, w.groups, 1, job.first_other, 1, job.means - 1);
+    add(false, w.groups, 1, w.salient_groups * w.salient_order, 1, job.means - 1);
     if (job.salient_columns > 0) add(true, w.salient_groups, 1, 0, w.salient_order, w.salient_groups - 1);
     if (job.two_planes) add(true, w.salient_groups, 2, 1, w.salient_order, 0);
 }
@@ -80,11 +80,11 @@ void make_sums_plan(const Plan& exact, const SumsKernels& kernels, SumsPlan& pla
     job.salient_columns = whole.salient_columns;
     job.blocks = whole.blocks;
     job.scales = whole.row_scales / whole.blocks;
-    job.first_other = w.salient_groups * w.salient_order;
     job.means = whole.means / whole.blocks;
     job.two_planes = w.salient_order == 2 && whole.salient_columns > 0;
     job.aligned = w.block_size % kUnit == 0 || whole.blocks == 1;
     job.factor = whole.factor;
+    job.in_place = rows_in_place(whole, kSumsSpare);
     add_passes(w, job);
     std::vector<int64_t> blocks;
     add_units(exact, plan, blocks);

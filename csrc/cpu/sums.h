@@ -72,9 +72,9 @@ struct SumsJob {
     int64_t words;               // 64-bit words per row of a plane
     int64_t salient_columns;     // C
     int64_t scales;              // row scales per row and block
-    int64_t first_other;         // of these, where those of the other columns begin
     int64_t means;               // means per row and block
     bool two_planes;             // salient columns have a second sign
+    int64_t in_place;            // rows of the weight, the first ones, behind which kSumsSpare bytes may be read
     bool aligned;                // units lie at multiples of 16 bytes
     const int32_t* scale_index;  // [parts, lanes], of the first row scale of the unit's block
     const int32_t* mean_index;   // and mean
