@@ -18,10 +18,10 @@ from .errors import InputError
 from .native import activations, extension
 from .packed import Layout, PackedWeight
 
-# From this many rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernel, whose work grows with
-# every row (bench/gemv.py --threshold measures it): kernels by sums and by blending; by line, exact; by line with int8
-# activations where W is narrow. Where it is not, these are as fast or faster for any number of rows.
-DENSE_BATCH, LINE_DENSE_BATCH, NARROW_DENSE_BATCH, NEVER = 16, 32, 96, 1 << 62
+# From some number of rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernels, whose work grows
+# with every row (`dense_batches`); by line with int8 activations, where W is wide, never. DENSE_BATCH: kernels by
+# blending, and 8-bit tables.
+DENSE_BATCH, NEVER = 16, 1 << 62
 NARROW = 2048
 TILE_WEIGHTS = 1 << 21  # weights per dequantized tile: 8 MB of float32, which stay in the last-level cache
 
@@ -99,10 +99,15 @@ def native_weight(args: PackedArgs) -> Any:
 
 
 def dense_batches(packed: Any, cols: int) -> tuple[int, int]:
-    """From how many rows of x on a native view of so many columns is dequantized: exact, and with int8 activations."""
-    if not packed.covers_line:
-        return DENSE_BATCH, DENSE_BATCH
-    return LINE_DENSE_BATCH, NARROW_DENSE_BATCH if cols < NARROW else NEVER
+    """From how many rows of x on a native view of so many columns is dequantized: exact, and with int8 activations.
+
+    The numbers of rows that take as long either way, by `bench/gemv.py --threshold`.
+    """
+    if packed.covers_line:
+        return (16, 96) if cols < NARROW else (64, NEVER)
+    if packed.covers_sums:
+        return (4, 8) if cols < NARROW else (24, 64)
+    return DENSE_BATCH, DENSE_BATCH
 
 
 def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:

@@ -93,13 +93,16 @@ def check(pw: PackedWeight, x: torch.Tensor) -> None:
             raise SystemExit(f"RED: the {name} product of {pw.shape} is off by {error:.3g} of its norm; no times")
 
 
-def timed(contenders: dict[str, Callable[[int], object]], rounds: int, warm: bool = False) -> dict[str, list[float]]:
-    """Seconds of every call, sorted; round i calls every contender with i, if `warm` once more before, untimed."""
+def timed(
+    contenders: dict[str, Callable[[int], object]], rounds: int, before: int | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every call, sorted. Round i calls every contender with i, and before that, untimed, with i + before:
+    otherwise who comes after the probe would find its code in no cache."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(-2, rounds):
         for name, call in contenders.items():
-            if warm:
-                call(i)
+            if before is not None:
+                call(i + before)
             start = time.perf_counter()
             call(i)
             if i >= 0:
@@ -135,7 +138,8 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
     probe = torch.ones(cache_mb * 2**18)  # written, lest all of it be one page of zeros
     bits = {"torch fp32": 32.0, "torch bf16": 16.0}
     for name, copies in weights.items():
-        bits |= {f"{name}, {way}": copies[0].bits_per_weight for way in native.ACTIVATIONS}
+        ways = (*native.ACTIVATIONS, "dequantized at once")
+        bits |= {f"{name}, {way}": copies[0].bits_per_weight for way in ways}
     found = []
     for number in threads:
         torch.set_num_threads(number)
@@ -149,10 +153,16 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
             }
             for name, copies in weights.items():
                 contenders[f"{name}, exact"] = packed_call(copies, x, "exact")
+                if batch >= ops.DENSE_BATCH:
+                    contenders[f"{name}, dequantized at once"] = lambda i, x=x, copies=copies: F.linear(
+                        x, copies[i % len(copies)].dequantize()
+                    )
                 if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])), cols)[1]:
                     contenders[f"{name}, int8"] = packed_call(copies, x, "int8")
             with torch.no_grad():
-                times = timed(contenders, rounds if batch < ops.DENSE_BATCH else max(3, rounds // 5))
+                # Code and x are in the cache, as in decoding; weights are not.
+                few = batch < ops.DENSE_BATCH
+                times = timed(contenders, rounds if few else max(3, rounds // 5), before=-1 if few else None)
             medians = {name: statistics.median(t) for name, t in times.items()}
             bandwidth = probe.numel() * 4 / medians.pop("probe")
             for name, median in medians.items():
@@ -256,7 +266,7 @@ def overhead(rounds: int) -> None:
     contenders["ARBLinear 1 x 1"] = lambda i: tiny(one)
     with torch.no_grad():
         # A call and its kernel alone must find the caches alike, whoever came before.
-        times = timed(contenders, rounds * 100, warm=True)
+        times = timed(contenders, rounds * 100, before=0)
     native.set_activations(None)
     print("| call | median us | best us |\n|---|---|---|")
     for name, t in times.items():
