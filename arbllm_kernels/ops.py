@@ -7,7 +7,7 @@ opcheck see plain tensors. n = rows, m = cols of the weight W. Their oracle is P
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from .native import activations, extension
 from .packed import Layout, PackedWeight
 
 # From some number of rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernels, whose work grows
-# with every row (`dense_batches`); by line with int8 activations, where W is wide, never. DENSE_BATCH: kernels by
-# blending, and 8-bit tables.
-DENSE_BATCH, NEVER = 16, 1 << 62
-NARROW = 2048
-TILE_WEIGHTS = 1 << 21  # weights per dequantized tile: 8 MB of float32, which stay in the last-level cache
+# with every row; `dense_batches` says from how many.
+DENSE_BATCH = 16  # kernels by blending, and 8-bit tables
+NEVER = 1 << 62
+NARROW = 2048  # columns
+TILE_WEIGHTS = 1 << 22  # weights per dequantized tile, 16 MB of float32: 2 and 4 times as many are slower, half as well
 
 PACKED_SCHEMA = (
     "Tensor sign, Tensor group, Tensor second, Tensor row_scale, Tensor? row_base, Tensor? mean, Tensor? col_scale, "
@@ -101,7 +101,7 @@ def native_weight(args: PackedArgs) -> Any:
 def dense_batches(packed: Any, cols: int) -> tuple[int, int]:
     """From how many rows of x on a native view of so many columns is dequantized: exact, and with int8 activations.
 
-    The numbers of rows that take as long either way, by `bench/gemv.py --threshold`.
+    Measured for 576 and 4,096 columns, `bench/gemv.py --threshold`.
     """
     if packed.covers_line:
         return (16, 96) if cols < NARROW else (64, NEVER)
@@ -143,7 +143,20 @@ def _as_rows(x: Tensor, columns: int) -> Tensor:
 
 def tiles(rows: int, cols: int) -> list[tuple[int, int]]:
     step = max(1, TILE_WEIGHTS // cols)
+    step -= step % 64 if step > 64 else 0  # BLAS works in blocks of rows
     return [(r, min(r + step, rows)) for r in range(0, rows, step)]
+
+
+def _tiles(packed: Any, rows: int, cols: int, stored: bool, threads: int) -> Iterator[tuple[int, int, Tensor]]:
+    """First row, last and rows of W, float32, tile by tile, with columns in their own or in storage order.
+
+    All are made in the same memory: new memory costs twice as much time as what is written to it.
+    """
+    buffer = torch.empty(tiles(rows, cols)[0][1], cols, dtype=torch.float32)
+    for first, last in tiles(rows, cols):
+        tile = buffer[: last - first]
+        extension.dequantize(packed, first, last, stored, tile.data_ptr(), threads)
+        yield first, last, tile
 
 
 def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
@@ -155,12 +168,12 @@ def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     if flat.shape[0] < dense_batches(packed, cols)[activations() == "int8"]:
         multiply(extension.Weight(packed), flat, y, flat.shape[0])
     else:
-        # Tiles are dequantized in storage order, which needs no scatter; the columns of x are permuted once instead.
-        stored, out = flat.index_select(1, args[-3]), y.view(flat.shape[0], rows)
-        for first, last in tiles(rows, cols):
-            tile = torch.empty(last - first, cols, dtype=torch.float32)
-            extension.dequantize(packed, first, last, True, tile.data_ptr(), threads)
-            torch.mm(stored, tile.t(), out=out[:, first:last])
+        # Either the columns of x are permuted or those of W, whichever has fewer rows.
+        batch, out = flat.shape[0], y.view(flat.shape[0], rows)
+        stored = 2 * batch < rows
+        flat = flat.index_select(1, args[-3]) if stored else flat
+        for first, last, tile in _tiles(packed, rows, cols, stored, threads):
+            torch.mm(flat, tile.t(), out=out[:, first:last])
     return y.to(x.dtype)
 
 
@@ -169,9 +182,7 @@ def _linear_input_grad_cpu(dy: Tensor, *args: Any) -> Tensor:
     packed, threads = view(args), torch.get_num_threads()
     flat = _as_rows(dy, rows)
     stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32)
-    for first, last in tiles(rows, cols):
-        tile = torch.empty(last - first, cols, dtype=torch.float32)
-        extension.dequantize(packed, first, last, True, tile.data_ptr(), threads)
+    for first, last, tile in _tiles(packed, rows, cols, True, threads):
         stored.addmm_(flat[:, first:last], tile)
     dx = torch.empty(*dy.shape[:-1], cols, dtype=torch.float32)
     dx.view(flat.shape[0], cols).index_copy_(1, args[-3].long(), stored)

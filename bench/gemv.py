@@ -8,7 +8,8 @@
 Every result is checked against float64 first; no time is printed when the check is red. "Cold": each call uses the next
 of so many separate weights that together they exceed the last-level cache. Contenders take turns within a round, so
 that a busy machine slows all of them alike; so does the probe of read bandwidth. Times are medians, with the distance
-from the first to the third quartile. Ratios are of medians of the same run.
+from the first to the third quartile. Ratios are of medians of the same run. "Dequantized at once" makes a dense W of the packed one and
+multiplies by it, in every call: what prefill would be without tiles; its bandwidth says nothing.
 
 OMP_WAIT_POLICY is set to passive: otherwise the threads of torch's products spin for milliseconds after each and take
 the processors from the contender that comes next.
@@ -48,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "compact": {"block_size": 2048, "salient": 0.27, "shared": True, "coded": True},
     "best": {"block_size": 2048, "salient": 0.87, "shared": True, "coded": True},
 }
+BATCHES = (2, 4, 8, 16, 24, 32, 64, 96, 128, 512)  # of --threshold
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576")
 TOLERANCE = {"exact": 1e-5, "int8": 0.013}  # of the norm of the product
 
@@ -96,8 +98,8 @@ def check(pw: PackedWeight, x: torch.Tensor) -> None:
 def timed(
     contenders: dict[str, Callable[[int], object]], rounds: int, before: int | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of every call, sorted. Round i calls every contender with i, and before that, untimed, with i + before:
-    otherwise who comes after the probe would find its code in no cache."""
+    """Seconds of every call, sorted. Round i calls every contender with i; if `before` is given, once more before that,
+    untimed, with i + before: otherwise who comes after the probe would find its code in no cache."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(-2, rounds):
         for name, call in contenders.items():
@@ -155,7 +157,7 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
                 contenders[f"{name}, exact"] = packed_call(copies, x, "exact")
                 if batch >= ops.DENSE_BATCH:
                     contenders[f"{name}, dequantized at once"] = lambda i, x=x, copies=copies: F.linear(
-                        x, copies[i % len(copies)].dequantize()
+                        x, torch.ops.arb.dequantize(*ops.packed_args(copies[(i + 1) % len(copies)]))
                     )
                 if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])), cols)[1]:
                     contenders[f"{name}, int8"] = packed_call(copies, x, "int8")
@@ -226,7 +228,7 @@ def threshold(threads: list[int], rounds: int) -> None:
         pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
         args = ops.packed_args(pw)
-        for way, count, batch in itertools.product(native.ACTIVATIONS, threads, (8, 16, 32, 64, 128, 512)):
+        for way, count, batch in itertools.product(native.ACTIVATIONS, threads, BATCHES):
             torch.set_num_threads(count)
             x = torch.randn(batch, cols)
 

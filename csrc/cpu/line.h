@@ -22,11 +22,10 @@ constexpr int64_t kLinePanel = 16;     // rows of the weight that meet a part of
 constexpr int64_t kLineTile = 8;       // most rows of x that share the unpacking of the bits, of one digit
 constexpr int64_t kExactLineTile = 4;  // and of three: no fewer lines of digits in all
 
-// A step takes the columns of one vector of plane bytes. Salient columns come first in their block. Where they end
-// inside a vector, its columns of either kind are two lines of x, the other kind being zero: a *mixed* step decodes
-// once for both. Where that would take a step more than beginning anew at the byte (or beginning with others at it)
-// there is none, and a byte that holds columns of both kinds belongs to a step of each. The last step of a block may be
-// partly empty.
+// A step takes the columns of one vector of plane bytes. Salient columns come first in their block. A vector that holds
+// columns of both kinds is a *mixed* step, decoded once for two lines of x, in each of which the columns of the other
+// kind are zero. There is no mixed step if starting the other columns at the byte where the salient ones end needs
+// fewer steps; that byte then belongs to a step of each. The last step of a block may be partly empty.
 struct LineBlock {
     int64_t first;          // first column
     int64_t byte;           // of a plane, where it stands
@@ -51,8 +50,8 @@ struct LineJob {
     int64_t line;             // bytes of a digit of a prepared row: [steps, 8, bytes of a vector]
     int64_t widest;           // columns of the widest block, in whole steps, and one step more
     int64_t in_place;         // rows of the weight, the first ones, behind which kLineSpare bytes may be read
-    int64_t kept;             // bytes of working memory for a row of the weight, and after them
-    int64_t scratch;          // for the sums of four: all that multiply needs
+    int64_t row_copies;       // bytes of working memory for the parts of one row of the weight
+    int64_t scratch;          // these, and after them the sums of four rows: all that multiply needs
     float factor;             // 2^exponent
     // Of salient columns' first plane, their second plane and other columns: for the code, sign + 2 group, in the
     // lowest, the next and the third two bits of a byte, the number of its row scale among those of the block, 8 more

@@ -67,8 +67,8 @@ void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& pla
     job.in_place = rows_in_place(whole, kLineSpare);
     // Each row: a line of a plane, its scales, or its part of the second plane, and what may be read past their end.
     const int64_t row = std::max({job.words * 8, job.blocks * job.scales, job.salient_columns / 8 + 2});
-    job.kept = 4 * divide_up(row + kLineSpare, 64) * 64;
-    job.scratch = job.kept + job.blocks * kMaxDigits * kExactLineTile * 4 * kernels.bytes;
+    job.row_copies = 4 * divide_up(row + kLineSpare, 64) * 64;
+    job.scratch = job.row_copies + job.blocks * kMaxDigits * kExactLineTile * 4 * kernels.bytes;
 }
 
 }  // namespace arb
