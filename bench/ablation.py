@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from unittest import mock
 
@@ -27,7 +27,7 @@ from arbllm_kernels import native_solver
 from arbllm_kernels.calibration import calibration_ids
 from arbllm_kernels.checkpoints import open_checkpoint
 from arbllm_kernels.evaluate import text_ids
-from arbllm_kernels.methods import hessian_factor, solve
+from arbllm_kernels.methods import Factor, hessian_factor, solve
 from arbllm_kernels.methods.partition import Partition
 from arbllm_kernels.models import find_layers
 from arbllm_kernels.packed import PackedWeight
@@ -170,6 +170,36 @@ def low_side(value: Tensor) -> Tensor:
     return rank <= explained.argmax(1, keepdim=True)
 
 
+def column_order(bench: Bench) -> None:
+    """The columns are coded one by one: in which order?"""
+    bench.head("Order in which columns are coded, `compact`")
+    cfg = arb.QuantConfig.preset("compact")
+    orders: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "falling activation energy H_jj (as it is)": lambda W, H: -H.diagonal(),
+        "rising": lambda W, H: H.diagonal(),
+        "as they are stored": lambda W, H: torch.arange(len(H)),
+        "falling error of rounding to one level, H_jj |w_j|^2": lambda W, H: -H.diagonal() * W.square().sum(0),
+        "falling 1 / [H^-1]_jj": lambda W, H: torch.linalg.inv(H).diagonal(),
+    }
+    for label, key in orders.items():
+        start, packed = time.perf_counter(), {}
+        for name, W in bench.weights.items():
+            factor = hessian_factor(bench.calibration[name], cfg.damp, ordered=True)
+            assert factor.order is not None and factor.H is not None
+            back = factor.order.argsort()
+            damped = factor.H[back][:, back].double()
+            packed[name] = solve(W, reordered(factor, damped, key(W.double(), damped).argsort(stable=True)), cfg)[0]
+        bench.show(label, packed, time.perf_counter() - start)
+
+
+def reordered(factor: Factor, damped: Tensor, order: Tensor) -> Factor:
+    """The factor of the same damped Hessian, float64 [m, m], with its columns in another order."""
+    H = damped[order][:, order]
+    V = torch.linalg.cholesky(H.flip(0, 1)).flip(0, 1)
+    U = torch.linalg.solve_triangular(V, torch.eye(len(V), dtype=V.dtype), upper=True)
+    return dataclasses.replace(factor, U=U.float(), order=order, H=H.float())
+
+
 def damping(bench: Bench) -> None:
     bench.head("Damping, 2.3 bits, one block")
     for damp in (0.001, 0.01, 0.1, 0.3):
@@ -241,6 +271,7 @@ def mean(parts: list[Hessians]) -> Hessians:
 
 TABLES = {
     "rounds-and-blocks": rounds_and_blocks,
+    "column-order": column_order,
     "damping": damping,
     "row-scales": row_scales,
     "entropy": entropy,
