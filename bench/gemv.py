@@ -162,9 +162,9 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
                 if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])), cols)[1]:
                     contenders[f"{name}, int8"] = packed_call(copies, x, "int8")
             with torch.no_grad():
-                # Code and x are in the cache, as in decoding; weights are not.
-                few = batch < ops.DENSE_BATCH
-                times = timed(contenders, rounds if few else max(3, rounds // 5), before=-1 if few else None)
+                # Code and x are in the cache, as in decoding; weights are not. In a long call that makes no difference.
+                before = -1 if rows * cols * batch < 1 << 32 else None
+                times = timed(contenders, rounds if batch < ops.DENSE_BATCH else max(3, rounds // 5), before)
             medians = {name: statistics.median(t) for name, t in times.items()}
             bandwidth = probe.numel() * 4 / medians.pop("probe")
             for name, median in medians.items():
