@@ -1,6 +1,7 @@
 """Compiles every Triton kernel in its default configuration for GPUs that need not be there, and reads the result.
 
-    python bench/aot.py            compile for sm_80, 90, 100 and 120; write bench/aot.json and docs/gpu-compiled.md
+    python bench/aot.py            compile what changed, for sm_80, 90, 100 and 120; write bench/aot.json and
+                                   docs/gpu-compiled.md; --all compiles everything
     python bench/aot.py --check    an error where the table is not of these sources, or worse
 
 The host functions of arbllm_kernels/triton_kernels run on small CPU tensors of LLaMA-like shapes with a recorder in
@@ -11,7 +12,7 @@ other: the columns that are not salient. "per weight" are its instructions times
 weights of one tile, both sides of branches included; "all" are the whole kernel's instructions. Nothing is executed.
 
 The table keeps a digest of each kernel's Triton IR, from which all that follows is the compiler's doing. A kernel whose
-IR is the table's need not be compiled again to be checked; a kernel whose IR is another one is, for every target.
+IR is the table's need not be compiled again; a kernel whose IR is another one is, for every target.
 """
 
 from __future__ import annotations
@@ -298,16 +299,25 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--all", action="store_true", help="compile kernels that have not changed, too")
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled")
-    if parser.parse_args().check:
+    options = parser.parse_args()
+    if options.check:
         found = compare()
         raise SystemExit("\n".join(found) if found else 0)
+    before = json.loads(TABLE.read_text())
+    if options.all or before["triton"] != triton.__version__:
+        before = {"digests": {}, "rows": []}
+    known = {(row["kernel"], row["arch"]): row for row in before["rows"]}
     rows, found, digests = [], [], {}
-    for name, kernel, args, options in recorded():
-        digests[name] = digest(kernel, args, options)
+    for name, kernel, args, choices in recorded():
+        digests[name] = digest(kernel, args, choices)
         for arch in TARGETS:
-            rows.append(figures(name, compiled(kernel, args, options, arch), options, arch))
+            if before["digests"].get(name) == digests[name]:
+                rows.append(known[name, arch])
+                continue
+            rows.append(figures(name, compiled(kernel, args, choices, arch), choices, arch))
             found += problems(rows[-1], rows[-1])
             print(rows[-1], flush=True)
     if found:

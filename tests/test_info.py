@@ -15,7 +15,8 @@ from arbllm_kernels import info, native
 def test_it_names_everything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     values = info.environment()
-    assert values["TRITON_INTERPRET"] == "1" and values["torch"] == importlib.import_module("torch").__version__
+    assert values["TRITON_INTERPRET"] == "1"
+    assert importlib.import_module("torch").__version__.split("+")[0] == values["torch"].split("+")[0]
     assert native.active_isa() in values["CPU kernels"]
     text = run(capsys, "info")
     assert all(f"{name} " in text and value in text for name, value in values.items())

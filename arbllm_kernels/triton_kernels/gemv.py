@@ -26,7 +26,7 @@ from torch import Tensor
 from .configs import gemv_config
 from .launch import launch
 from .parts import sum_parts
-from .weight_tile import group_words, member_words, packed_kernel_args, words_at
+from .weight_tile import group_words, inverted, member_words, packed_kernel_args, words_at
 
 
 def gemv(x: Tensor, *args: Any) -> Tensor:
@@ -210,7 +210,7 @@ def _entries(signs, members, g: tl.constexpr, odd: tl.constexpr, shift, GROUPS: 
     member = tl.zeros_like(signs) - 1
     if GROUPS > 1:
         member = member_words(members, 1 if GROUPS == 2 else g, GROUPS)
-    minus = ~signs
+    minus = inverted(signs)
     if odd:
         member = member >> 1
     else:

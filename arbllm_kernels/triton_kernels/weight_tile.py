@@ -159,13 +159,19 @@ def group_words(group, rows, bit, words, GROUPS: tl.constexpr, ALIGNED: tl.const
 
 
 @triton.jit
+def inverted(words):
+    """uint32; `~` fails on these in the interpreter of Triton 3.8."""
+    return words ^ 0xFFFFFFFF
+
+
+@triton.jit
 def member_words(members, g: tl.constexpr, GROUPS: tl.constexpr):
     """uint32 [R]: the bits of group g, from what `group_words` gave for 2 or 4 groups."""
     if GROUPS == 2:
-        return members[0] if g else ~members[0]
+        return members[0] if g else inverted(members[0])
     else:
-        low = members[0] if g % 2 else ~members[0]
-        return low & (members[1] if g >= 2 else ~members[1])
+        low = members[0] if g % 2 else inverted(members[0])
+        return low & (members[1] if g >= 2 else inverted(members[1]))
 
 
 @triton.jit
@@ -178,5 +184,5 @@ def _in_group(members, g: tl.constexpr, GROUPS: tl.constexpr):
 @triton.jit
 def _signed(values, signs):
     """values [32, R], negated where the bit of signs [R] is 0."""
-    minus = (~signs)[None, :] << (31 - tl.arange(0, 32)).to(tl.uint32)[:, None]
+    minus = inverted(signs)[None, :] << (31 - tl.arange(0, 32)).to(tl.uint32)[:, None]
     return (values.to(tl.uint32, bitcast=True) ^ (minus & 0x80000000)).to(tl.float32, bitcast=True)
