@@ -3,7 +3,8 @@
 arb::linear (ops.py) works everywhere: under autograd, torch.compile, vmap, tracing. It also costs several times what
 the product of a small layer takes. Where nothing but the product is wanted, `product` computes it from an
 extension.Bound (python/direct_bindings.cpp), which is made again as soon as one of the weight's tensors is another one
-or lies elsewhere. Content may change in place, but for `order` and `counts`, which are read once. Oracle: ops.LINEAR.
+or lies elsewhere; it gives long batches to ops.dense_product. Content may change in place, but for `order` and
+`counts`, which are read once. Oracle: ops.LINEAR.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import ops
 from .native import activations, extension
-from .ops import NOT_COVERED, PackedArgs, dense_batches, view
+from .ops import NOT_COVERED, PackedArgs, view
 
 
 def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any]:
@@ -31,7 +33,8 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
         if args[0].device.type != "cpu":
             return None, None
         packed = view(args)
-        bound = extension.Bound(tuple(args[:-1]), packed, dense_batches(packed, args[-1][1]), _warn)
+        limits = ops.dense_batches(packed, args[-1][1])
+        bound = extension.Bound(tuple(args[:-1]), packed, limits, _warn, lambda x: ops.dense_product(x, args, packed))
         y = bound.product(x, args, int8, threads)
     return y, bound
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import gpu
@@ -23,6 +24,7 @@ from .packed import Layout, PackedWeight
 DENSE_BATCH = 16  # kernels by blending, and 8-bit tables
 NEVER = 1 << 62
 NARROW = 2048  # columns
+PERMUTE = 6  # what a permuted entry of x costs, in entries of W
 TILE_WEIGHTS = 1 << 22  # weights per dequantized tile, 16 MB of float32: 2 and 4 times as many are slower, half as well
 
 PACKED_SCHEMA = (
@@ -136,9 +138,17 @@ def _unreadable(args: PackedArgs, i: int, dtype: str) -> str:
 
 def _as_rows(x: Tensor, columns: int) -> Tensor:
     """x [..., columns] as contiguous float32 [batch, columns]."""
+    _check_columns(x, columns)
+    return x.reshape(-1, columns).to(torch.float32).contiguous()
+
+
+def _as(dtype: torch.dtype, t: Tensor) -> Tensor:
+    return t if t.dtype is dtype else t.to(dtype)  # 10 us even where there is nothing to do, after a long product
+
+
+def _check_columns(x: Tensor, columns: int) -> None:
     if x.shape[-1] != columns:
         raise InputError(f"packed weight times {list(x.shape)}: the last dimension must be {columns}")
-    return x.reshape(-1, columns).to(torch.float32).contiguous()
 
 
 def tiles(rows: int, cols: int) -> list[tuple[int, int]]:
@@ -160,20 +170,33 @@ def _tiles(packed: Any, rows: int, cols: int, stored: bool, threads: int) -> Ite
 
 
 def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
-    rows, cols = args[-1][0], args[-1][1]
+    cols, packed = args[-1][1], view(args)
+    if x.numel() >= dense_batches(packed, cols)[activations() == "int8"] * cols:
+        return dense_product(x, args, packed)
     flat = _as_rows(x, cols)
+    y = torch.empty(*x.shape[:-1], args[-1][0], dtype=torch.float32)
+    multiply(extension.Weight(packed), flat, y, flat.shape[0])
+    return y.to(x.dtype)
+
+
+def dense_product(x: Tensor, args: Sequence[Any], packed: Any) -> Tensor:
+    """x [..., m] times the transposed weight behind the native view `packed` of `args`, dequantized tile by tile."""
+    rows, cols = args[-1][0], args[-1][1]
+    _check_columns(x, cols)
+    # Either the columns of x are permuted or those of W: whichever is less work.
+    stored = PERMUTE * x.numel() < rows * cols
+    single = _as(torch.float32, x)
+    single = single.index_select(-1, args[-3]) if stored else single
+    threads = torch.get_num_threads()
+    if rows * cols <= TILE_WEIGHTS:  # a small layer: every call to torch counts
+        W = torch.empty(rows, cols, dtype=torch.float32)
+        extension.dequantize(packed, 0, rows, stored, W.data_ptr(), threads)
+        return _as(x.dtype, F.linear(single, W))
     # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
     y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32)
-    packed, threads = view(args), torch.get_num_threads()
-    if flat.shape[0] < dense_batches(packed, cols)[activations() == "int8"]:
-        multiply(extension.Weight(packed), flat, y, flat.shape[0])
-    else:
-        # Either the columns of x are permuted or those of W, whichever has fewer rows.
-        batch, out = flat.shape[0], y.view(flat.shape[0], rows)
-        stored = 2 * batch < rows
-        flat = flat.index_select(1, args[-3]) if stored else flat
-        for first, last, tile in _tiles(packed, rows, cols, stored, threads):
-            torch.mm(flat, tile.t(), out=out[:, first:last])
+    flat, out = single.reshape(-1, cols), y.view(-1, rows)
+    for first, last, tile in _tiles(packed, rows, cols, stored, threads):
+        torch.mm(flat, tile.t(), out=out[:, first:last])
     return y.to(x.dtype)
 
 

@@ -77,11 +77,12 @@ bool product_alone(py::handle x) {
 // A native weight and the tensors it was made from, which it keeps alive.
 class Bound {
   public:
-    // `limits`: how many rows of x are too many, exact and with int8 activations.
-    // `not_covered` is called where int8 activations are asked for and the product is exact all the same.
+    // `limits`: how many rows of x are too many for the packed kernels, exact and with int8 activations.
+    // `dense(x)` is the product of so many. `not_covered` is called where int8 activations are asked for and the
+    // product is exact all the same.
     Bound(const py::tuple& tensors, const arb::PackedView& view, std::array<int64_t, 2> limits,
-          const py::object& not_covered)
-        : tensors_(tensors), weight_(view), limits_(limits), not_covered_(not_covered) {
+          const py::object& not_covered, const py::object& dense)
+        : tensors_(tensors), weight_(view), limits_(limits), not_covered_(not_covered), dense_(dense) {
         for (const py::handle tensor : tensors) addresses_.push_back(address(tensor));
         covers_int8_ = arb::covers_int8(view);
     }
@@ -101,16 +102,14 @@ class Bound {
         if (dims == 0 || size(shape, dims - 1) != w.cols) return py::none();
         int64_t batch = 1;
         for (Py_ssize_t i = 0; i + 1 < dims; ++i) batch *= size(shape, i);
-        if (batch >= limits_[int8 ? 1 : 0] || !is_true(get(x, t.is_cpu)) || !is_true(call(x, t.is_contiguous))) {
-            return py::none();
-        }
+        if (!is_true(get(x, t.is_cpu)) || !is_true(call(x, t.is_contiguous))) return py::none();
+        if (address(x) == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
+        if (batch >= limits_[int8 ? 1 : 0]) return dense_(x);
         py::object flat = py::reinterpret_borrow<py::object>(x);
         if (!is_float) flat = checked(PyObject_CallMethodOneArg(x.ptr(), t.to.ptr(), t.float32.ptr()));
-        const uintptr_t from = address(flat);
-        if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         const py::object y = empty_like_rows(flat, shape, dims);
         if (int8 && !covers_int8_) call(not_covered_);
-        gemm(weight_, from, batch, address(y), threads, int8);
+        gemm(weight_, address(flat), batch, address(y), threads, int8);
         return is_float ? y : checked(PyObject_CallMethodOneArg(y.ptr(), t.to.ptr(), dtype.ptr()));
     }
 
@@ -141,7 +140,7 @@ class Bound {
     std::vector<uintptr_t> addresses_;
     arb::Weight weight_;
     std::array<int64_t, 2> limits_;
-    py::object not_covered_;
+    py::object not_covered_, dense_;
     bool covers_int8_;
 };
 
@@ -149,7 +148,8 @@ class Bound {
 
 void register_direct(py::module_& m) {
     py::class_<Bound>(m, "Bound")
-        .def(py::init<const py::tuple&, const arb::PackedView&, std::array<int64_t, 2>, const py::object&>())
+        .def(py::init<const py::tuple&, const arb::PackedView&, std::array<int64_t, 2>, const py::object&,
+                      const py::object&>())
         .def("product", &Bound::product)
         // Not copied, not pickled: a layer makes it anew.
         .def("__reduce__", [](const Bound&) { return py::make_tuple(py::type::of(py::none()), py::tuple()); });

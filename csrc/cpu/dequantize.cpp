@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "plan.h"
 #include "pool.h"
@@ -10,13 +11,13 @@
 namespace arb {
 namespace {
 
-constexpr int64_t kWeightsPerThread = 1 << 18;  // as in gemm.cpp; dequantizing costs about twice as much per weight
+constexpr int64_t kWeightsPerThread = 1 << 17;
 
 struct Rows {
     const Kernels* kernels;
     const Job* job;
     const float* prepared;
-    bool scatter;
+    const int32_t* from;
     int64_t first;
     float* out;
 };
@@ -26,8 +27,15 @@ Status dequantize_rows(void* context, int64_t begin, int64_t end) {
     const std::unique_ptr<float[]> scratch(new (std::nothrow) float[static_cast<size_t>(r.job->scratch)]);
     if (scratch == nullptr) return Status::out_of_memory;
     float* out = r.out + begin * r.job->weight->cols;
-    r.kernels->dequantize(*r.job, r.prepared, r.scatter, r.first + begin, r.first + end, scratch.get(), out);
+    r.kernels->dequantize(*r.job, r.prepared, r.from, r.first + begin, r.first + end, scratch.get(), out);
     return Status::ok;
+}
+
+// Where each column is stored.
+std::vector<int32_t> inverse(const std::vector<int32_t>& order) {
+    std::vector<int32_t> from(order.size());
+    for (size_t i = 0; i < order.size(); ++i) from[static_cast<size_t>(order[i])] = static_cast<int32_t>(i);
+    return from;
 }
 
 }  // namespace
@@ -44,7 +52,8 @@ Status dequantize(const PackedView& weight, int64_t begin, int64_t end, Columns 
         if (const Status status = make_plan(weight, *kernels, plan); status != Status::ok) return status;
         const std::unique_ptr<float[]> prepared(new float[static_cast<size_t>(plan.job.lanes)]);
         kernels->prepare(plan.job, nullptr, prepared.get());
-        Rows rows{kernels, &plan.job, prepared.get(), columns == Columns::original, begin, out};
+        const std::vector<int32_t> from = columns == Columns::original ? inverse(plan.order) : std::vector<int32_t>();
+        Rows rows{kernels, &plan.job, prepared.get(), from.empty() ? nullptr : from.data(), begin, out};
         const int64_t useful = std::max<int64_t>(1, (end - begin) * weight.cols / kWeightsPerThread);
         return parallel_for(end - begin, 1, std::min(threads, useful), dequantize_rows, &rows);
     } catch (const std::bad_alloc&) {

@@ -55,9 +55,10 @@ struct Kernels {
     void (*gemm)(const Job& job, const float* prepared, int64_t tile, int64_t begin, int64_t end, float* scratch,
                  float* const* y);
 
-    // Rows begin..end-1 as out [end - begin, m]; `prepared` was made from ones. `scatter` gives column order.
-    void (*dequantize)(const Job& job, const float* prepared, bool scatter, int64_t begin, int64_t end, float* scratch,
-                       float* out);
+    // Rows begin..end-1 as out [end - begin, m]; `prepared` was made from ones. `from` [m] is the storage position of
+    // each column, every one below m; null leaves the columns in storage order.
+    void (*dequantize)(const Job& job, const float* prepared, const int32_t* from, int64_t begin, int64_t end,
+                       float* scratch, float* out);
 
     // y[t][i] = line i of codes [., cols] times x[t], for lines begin..end-1 and t < tile (at most kMaxTile).
     void (*table_rows)(const int8_t* codes, int64_t cols, const float* const* x, int64_t tile, int64_t begin,

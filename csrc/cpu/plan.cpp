@@ -95,9 +95,10 @@ Status make_plan(const PackedView& w, const Kernels& kernels, Plan& plan) {
     if (const Status status = add_runs(w, width, plan); status != Status::ok) return status;
     job.second_words = w.salient_order == 2 ? divide_up(w.rows * job.salient_columns, kWordBits) : 0;
     if (!lengths_match(w, job)) return Status::bad_length;
-    // Scales and means of a row tile as floats, each row padded to whole vectors; a dequantized run.
+    // Scales and means of a row tile as floats, each row padded to whole vectors; a dequantized row, whose
+    // last run is padded too.
     const int64_t scales = divide_up(job.row_scales, width) * width + divide_up(job.means, width) * width;
-    job.scratch = kRowTile * scales + divide_up(w.block_size, width) * width;
+    job.scratch = kRowTile * scales + w.cols + width;
     return Status::ok;
 }
 
