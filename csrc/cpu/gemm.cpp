@@ -85,7 +85,7 @@ struct ByLine {
           digits(aligned<int8_t>(rows * number * j.line)),
           starts(aligned<int32_t>(rows * number * j.blocks * k.lanes)),
           units(aligned<double>(rows * j.blocks)),
-          values(aligned<float>(2 * j.widest)) {}
+          values(aligned<float>(j.widest)) {}
 
     bool prepare(const float* x, int64_t i, int64_t number, Row& row) const {
         int8_t* const row_digits = digits.get() + i * number * job->line;

@@ -22,10 +22,8 @@ constexpr int64_t kLinePanel = 16;     // rows of the weight that meet a part of
 constexpr int64_t kLineTile = 8;       // most rows of x that share the unpacking of the bits, of one digit
 constexpr int64_t kExactLineTile = 4;  // and of three: no fewer lines of digits in all
 
-// A step takes the columns of one vector of plane bytes. Salient columns come first in their block. A vector that holds
-// columns of both kinds is a *mixed* step, decoded once for two lines of x, in each of which the columns of the other
-// kind are zero. There is no mixed step if starting the other columns at the byte where the salient ones end needs
-// fewer steps; that byte then belongs to a step of each. The last step of a block may be partly empty.
+// A step takes the columns of one vector of plane bytes; the last of a block may be partly empty. Salient columns come
+// first in their block, so one step at most is *mixed*: it holds columns of both kinds.
 struct LineBlock {
     int64_t first;          // first column
     int64_t byte;           // of a plane, where it stands
@@ -34,8 +32,8 @@ struct LineBlock {
     int64_t second;         // salient columns of the blocks before
     int64_t salient_steps;  // from `byte` on
     int64_t mixed_steps;    // 0 or 1, after these
-    int64_t others;         // where the other steps begin: so many bytes after `byte`
-    int64_t other_steps;
+    int64_t other_steps;    // after it
+    const uint8_t* mask;    // of a mixed step, [8, bytes of a vector]: 255 at salient columns, 0 at others
 };
 
 struct LineJob {
@@ -47,8 +45,8 @@ struct LineJob {
     int64_t salient_columns;  // C
     int64_t scales;           // row scales per row and block
     bool two_planes;          // salient columns have a second sign
-    int64_t line;             // bytes of a digit of a prepared row: [steps, 8, bytes of a vector]
-    int64_t widest;           // columns of the widest block, in whole steps, and one step more
+    int64_t line;             // bytes of a prepared row per digit, some of them unused
+    int64_t widest;           // columns of the widest block, in whole steps
     int64_t in_place;         // rows of the weight, the first ones, behind which kLineSpare bytes may be read
     int64_t row_copies;       // bytes of working memory for the parts of one row of the weight
     int64_t scratch;          // these, and after them the sums of four rows: all that multiply needs
@@ -56,11 +54,12 @@ struct LineJob {
     // Of salient columns' first plane, their second plane and other columns: for the code, sign + 2 group, in the
     // lowest, the next and the third two bits of a byte, the number of its row scale among those of the block, 8 more
     // for minus.
-    uint8_t picks[3][3][64];
+    alignas(64) uint8_t picks[3][3][64];
 };
 
-// One row of x, prepared. `digits` is [number of digits, line], most significant first. Column 8 i + b of a step stands
-// at b * bytes of a vector + i. `starts` is [number of digits, blocks, lanes]: what the sums begin with.
+// One row of x, prepared. `digits` is [steps, number of digits, 8, bytes of a vector], most significant first; column
+// 8 i + b of a step stands at b * bytes of a vector + i. `starts` is [number of digits, blocks, lanes]: what the sums
+// begin with.
 struct LineRow {
     const int8_t* digits;
     const int32_t* starts;
@@ -71,7 +70,7 @@ struct LineKernels {
     int64_t bytes;  // of a vector
     int64_t lanes;  // 32-bit sums in a vector
 
-    // x [m] in column order -> one prepared row. `values` is working memory of 2 * widest floats. Returns whether x was
+    // x [m] in column order -> one prepared row. `values` is working memory of `widest` floats. Returns whether x was
     // finite; if not, the row must not be used.
     bool (*prepare)(const LineJob& job, const float* x, int64_t number, float* values, int8_t* digits, int32_t* starts,
                     double* units);

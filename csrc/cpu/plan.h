@@ -27,6 +27,7 @@ int64_t rows_in_place(const Job& job, int64_t spare);
 struct LinePlan {
     LineJob job{};
     std::vector<LineBlock> list;
+    std::vector<uint8_t> masks;
 };
 
 // The plan of the product in whole numbers, for a weight that make_plan and covers_line (arb/gemm.h) accepted.

@@ -40,19 +40,22 @@ void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& pla
         plan.list[static_cast<size_t>(run.block)].second = run.second;
     }
     const int64_t step = 8 * kernels.bytes;
+    plan.masks.resize(static_cast<size_t>(job.blocks * step));
     for (LineBlock& block : plan.list) {
-        const int64_t whole = block.salient / step * step, apart = block.salient / 8 * 8;
-        const bool all = block.salient == block.columns, ends_inside = !all && block.salient > whole;
-        const int64_t after = divide_up(block.columns - whole, step), anew = divide_up(block.columns - apart, step);
-        block.mixed_steps = ends_inside && after == anew ? 1 : 0;
-        block.salient_steps = block.mixed_steps != 0 ? whole / step : divide_up(block.salient, step);
-        block.others = (block.mixed_steps != 0 ? whole + step : apart) / 8;
+        const int64_t steps = divide_up(block.columns, step), ends = block.salient % step;
         block.byte = block.first / 8;
-        block.other_steps = all ? 0 : anew - block.mixed_steps;
-        job.line += (block.salient_steps + 2 * block.mixed_steps + block.other_steps) * step;
-        job.widest = std::max(job.widest, divide_up(block.columns, step) * step + step);
+        block.salient_steps = block.salient / step;
+        block.mixed_steps = ends > 0 ? 1 : 0;
+        block.other_steps = steps - block.salient_steps - block.mixed_steps;
+        uint8_t* const mask = plan.masks.data() + (&block - plan.list.data()) * step;
+        for (int64_t c = 0; c < ends; ++c) mask[c % 8 * kernels.bytes + c / 8] = 255;
+        block.mask = mask;
+        job.line += steps * step;
+        job.widest = std::max(job.widest, steps * step);
     }
-    job.line += 64;  // lest lines lie a multiple of 4096 bytes apart, where all of them share a few places in the cache
+    // Rows of x lie behind one another. Where each begins in a row of the cache, 4096 bytes long, they spread best by
+    // the golden section; were they a multiple of 4096 bytes apart, all would share a few places.
+    job.line += (2496 - job.line % 4096 + 4096) % 4096;
     job.list = plan.list.data();
     for (int64_t i = 0; i < 64; ++i) {
         for (int64_t place = 0; place < 3; ++place) {

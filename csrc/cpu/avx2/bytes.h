@@ -48,6 +48,12 @@ inline Bytes pick_bits(Bytes m, Bytes if_set, Bytes if_clear) {
     return _mm256_or_si256(_mm256_and_si256(m, if_set), _mm256_andnot_si256(m, if_clear));
 }
 
+// Bytes where the mask, read from one byte for each that is 255 or 0, is set.
+using ByteMask = Bytes;
+inline ByteMask load_mask(const unsigned char* p) { return load_columns(p); }
+inline Bytes pick_bytes(ByteMask m, Bytes if_set, Bytes if_clear) { return pick_bits(m, if_set, if_clear); }
+inline Bytes keep_bytes(ByteMask m, Bytes v) { return and_bytes(m, v); }
+
 // The bits from bit `shift` (0..7) of byte p on; reads 8 bytes more than it returns.
 inline Bytes load_bits(const unsigned char* p, int shift) {
     const __m128i right = _mm_cvtsi32_si128(shift), left = _mm_cvtsi32_si128(64 - shift);

@@ -44,6 +44,12 @@ inline Bytes pick_bits(Bytes m, Bytes if_set, Bytes if_clear) {
     return _mm512_ternarylogic_epi64(if_clear, if_set, m, 0xd8);  // overwrites if_clear, and m is kept
 }
 
+// Bytes where the mask, read from one byte for each that is 255 or 0, is set.
+using ByteMask = __mmask64;
+inline ByteMask load_mask(const unsigned char* p) { return _mm512_movepi8_mask(load_columns(p)); }
+inline Bytes pick_bytes(ByteMask m, Bytes if_set, Bytes if_clear) { return _mm512_mask_mov_epi8(if_clear, m, if_set); }
+inline Bytes keep_bytes(ByteMask m, Bytes v) { return _mm512_maskz_mov_epi8(m, v); }
+
 // The bits from bit `shift` (0..7) of byte p on; reads 8 bytes more than it returns.
 inline Bytes load_bits(const unsigned char* p, int shift) {
     const __m512i right = _mm512_set1_epi64(shift);

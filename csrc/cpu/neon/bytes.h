@@ -38,6 +38,12 @@ inline Bytes xor_bytes(Bytes a, Bytes b) { return veorq_s8(a, b); }
 inline Bytes add_bytes(Bytes a, Bytes b) { return vaddq_s8(a, b); }
 inline Bytes pick_bits(Bytes m, Bytes if_set, Bytes if_clear) { return vbslq_s8(to_unsigned(m), if_set, if_clear); }
 
+// Bytes where the mask, read from one byte for each that is 255 or 0, is set.
+using ByteMask = Bytes;
+inline ByteMask load_mask(const unsigned char* p) { return load_columns(p); }
+inline Bytes pick_bytes(ByteMask m, Bytes if_set, Bytes if_clear) { return pick_bits(m, if_set, if_clear); }
+inline Bytes keep_bytes(ByteMask m, Bytes v) { return and_bytes(m, v); }
+
 // The bits from bit `shift` (0..7) of byte p on; reads a byte more than it returns.
 inline Bytes load_bits(const unsigned char* p, int shift) {
     const int8x16_t right = vdupq_n_s8(static_cast<int8_t>(-shift)), left = vdupq_n_s8(static_cast<int8_t>(8 - shift));

@@ -79,6 +79,14 @@ inline Bytes pick_bits(const Bytes& m, const Bytes& if_set, const Bytes& if_clea
     return each_byte([&](int i) { return (if_set.at[i] & m.at[i]) | (if_clear.at[i] & ~m.at[i]); });
 }
 
+// Bytes where the mask, read from one byte for each that is 255 or 0, is set.
+using ByteMask = Bytes;
+inline ByteMask load_mask(const unsigned char* p) { return load_columns(p); }
+inline Bytes pick_bytes(const ByteMask& m, const Bytes& if_set, const Bytes& if_clear) {
+    return pick_bits(m, if_set, if_clear);
+}
+inline Bytes keep_bytes(const ByteMask& m, const Bytes& v) { return and_bytes(m, v); }
+
 // The bits from bit `shift` (0..7) of byte p on; reads a byte more than it returns.
 inline Bytes load_bits(const unsigned char* p, int shift) {
     return each_byte([&](int i) { return p[i] >> shift | p[i + 1] << (8 - shift); });
