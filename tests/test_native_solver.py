@@ -16,6 +16,7 @@ from arbllm_kernels.methods import hessian_factor, quantize_weight, solve
 from arbllm_kernels.methods import partition as oracle
 from arbllm_kernels.methods.binarize import Fit, Zone
 from arbllm_kernels.methods.solve import BINARIZERS, TORCH, _backend
+from arbllm_kernels.native import active_isa, available_isas, forced_isa
 
 SHAPES = [(1, 1), (1, 2), (5, 2), (1, 128), (33, 30), (7, 72), (66, 128), (17, 256)]
 TIE = 1e-12  # two candidates whose gains agree to this may be told apart differently
@@ -192,6 +193,26 @@ def test_threads_change_no_digit(threads):
     torch.set_num_threads(threads)
     assert torch.equal(native.salient_gains(s, ranked), alone[0])
     assert torch.equal(native.split_gains(s, None, thresholds, 2), alone[1])
+
+
+@pytest.mark.parametrize("isa", [name for name, here in available_isas().items() if here])
+@pytest.mark.parametrize("kind", ["heavy", "signed", "ties", "tiny", "huge"])
+def test_instruction_sets_change_no_digit(isa, kind):
+    def found() -> list[Tensor]:
+        torch.manual_seed(1)
+        s, members = KINDS[kind](37, 70), torch.rand(37, 70) < 0.6
+        ranked = s.abs().sum(0).argsort(descending=True)[:50]
+        gains = [native.split_gains(s, m, native.quantiles(s, m, None, 81), o) for m in (None, members) for o in (1, 2)]
+        z = Zone(s, members)
+        fits = [native.BINARIZERS[m](z, o, 5).values() for m in ("arb", "arb-rc") for o in (1, 2)]
+        return [native.salient_gains(s, ranked), *gains, *fits]
+
+    with forced_isa("scalar"):
+        expected = found()
+    with forced_isa(isa):
+        assert active_isa() == isa
+        for ours, theirs in zip(found(), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("order", [1, 2])

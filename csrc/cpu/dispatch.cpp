@@ -5,6 +5,7 @@
 
 #include "arb/cpu.h"
 #include "kernels.h"
+#include "solver_kernels.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -71,15 +72,15 @@ struct Entry {
 
 constexpr Entry kTable[] = {
 #if defined(__x86_64__)
-    {{"avx512vbmi", &avx512_kernels, &avx512vbmi_line, &avx512vnni_sums}, has_avx512vbmi},
-    {{"avx512vnni", &avx512_kernels, &avx512vnni_line, &avx512vnni_sums}, has_avx512vnni},
-    {{"avx512", &avx512_kernels, &avx512_line, &avx512_sums}, has_avx512},
-    {{"avx2", &avx2_kernels, &avx2_line, &avx2_sums}, has_avx2},
+    {{"avx512vbmi", &avx512_kernels, &avx512vbmi_line, &avx512vnni_sums, &avx512_solver}, has_avx512vbmi},
+    {{"avx512vnni", &avx512_kernels, &avx512vnni_line, &avx512vnni_sums, &avx512_solver}, has_avx512vnni},
+    {{"avx512", &avx512_kernels, &avx512_line, &avx512_sums, &avx512_solver}, has_avx512},
+    {{"avx2", &avx2_kernels, &avx2_line, &avx2_sums, &avx2_solver}, has_avx2},
 #elif defined(__aarch64__)
-    {{"neondot", &neon_kernels, &neondot_line, &neondot_sums}, has_dot},
-    {{"neon", &neon_kernels, &neon_line, &neon_sums}, always},  // part of the architecture's baseline
+    {{"neondot", &neon_kernels, &neondot_line, &neondot_sums, &scalar_solver}, has_dot},
+    {{"neon", &neon_kernels, &neon_line, &neon_sums, &scalar_solver}, always},  // part of the architecture's baseline
 #endif
-    {{"scalar", &scalar_kernels, &scalar_line, &scalar_sums}, always},
+    {{"scalar", &scalar_kernels, &scalar_line, &scalar_sums, &scalar_solver}, always},
 };
 
 Status find(const char* name, const Isa** isa) {

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "arb/solver.h"
+#include "kernels.h"
 #include "pool.h"
 #include "sorted_rows.h"
 
@@ -35,7 +36,7 @@ struct Sums {
     double sum[kClasses] = {};
 
     // Cuts move little from one iteration to the next, so each is searched from where it was.
-    Sums(const SortedRow<kLanes>& row, const Cuts& cuts, int64_t* near) {
+    Sums(const SortedRow& row, const Cuts& cuts, int64_t* near) {
         int64_t begin = 0;
         for (int i = 0; i < kClasses; ++i) {
             int64_t end = row.count;
@@ -59,7 +60,7 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 Cuts one_cut(double mean) { return {{mean, kNever, kNever}, {0, 2, 2, 2}}; }
 
 // Residual binarization (BiLLM), where ARB starts. Order 1 leaves scale2 = 0 and uses the classes -- and +- only.
-Row start(const SortedRow<kLanes>& row, int64_t order, int64_t* near) {
+Row start(const SortedRow& row, int64_t order, int64_t* near) {
     const double count = static_cast<double>(row.count);
     Row fit{row.sum(row.count) / count, 0, 0, {}};
     fit.cuts = one_cut(fit.mean);
@@ -104,7 +105,7 @@ Cuts nearest_of_four(const Row& fit) {
     return cuts;
 }
 
-void refine(const SortedRow<kLanes>& row, int64_t order, Row& fit, int64_t* near) {
+void refine(const SortedRow& row, int64_t order, Row& fit, int64_t* near) {
     const Sums sums(row, fit.cuts, near);
     const double count = static_cast<double>(row.count), exact = count + kEps;
     const double b1 = Sums::dot(kSign1, sums.count), b1w = Sums::dot(kSign1, sums.sum);
@@ -124,6 +125,7 @@ void refine(const SortedRow<kLanes>& row, int64_t order, Row& fit, int64_t* near
 
 struct Fit {
     const Entries& zone;
+    const SolverKernels& kernels;
     int64_t order, iters;
     uint8_t* planes;
     float *row_scale, *mean;
@@ -148,11 +150,11 @@ void store(const Fit& out, int64_t number, const Row& fit) {
 Status fit_rows(void* context, int64_t begin, int64_t end) {
     const Fit& out = *static_cast<const Fit*>(context);
     try {
-        SortedRows sorted(out.zone.cols);
+        SortedRows sorted(out.zone.cols, out.kernels);
         for (int64_t first = begin; first < end; first += kLanes) {
             sorted.take(out.zone, first);
             for (int64_t number = first; number < std::min(first + kLanes, end); ++number) {
-                const SortedRow<kLanes> row = sorted.row(number - first);
+                const SortedRow row = sorted.row(number - first);
                 int64_t near[kClasses - 1] = {};
                 Row fit{0, 0, 0, one_cut(0)};
                 if (row.count > 0) {
@@ -173,7 +175,9 @@ Status fit_rows(void* context, int64_t begin, int64_t end) {
 Status fit_arb(const Entries& zone, int64_t order, int64_t iters, int64_t threads, uint8_t* planes, float* row_scale,
                float* mean) {
     if (!is_valid(zone) || threads < 1 || order < 1 || order > 2 || iters < 0) return Status::bad_range;
-    Fit fit{zone, order, iters, planes, row_scale, mean};
+    const Isa* isa = nullptr;
+    if (const Status status = active_kernels(&isa); status != Status::ok) return status;
+    Fit fit{zone, *isa->solver, order, iters, planes, row_scale, mean};
     return parallel_for(zone.rows, kLanes, threads, fit_rows, &fit);
 }
 

@@ -76,12 +76,15 @@ extern const Kernels avx512_kernels;
 extern const Kernels neon_kernels;
 #endif
 
-// An instruction set: three sets of kernels under one name.
+struct SolverKernels;  // solver_kernels.h
+
+// An instruction set: sets of kernels under one name.
 struct Isa {
     const char* name;
     const Kernels* exact;
     const LineKernels* line;
     const SumsKernels* sums;
+    const SolverKernels* solver;
 };
 
 // The one to run now.

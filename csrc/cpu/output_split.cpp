@@ -70,7 +70,7 @@ struct Levels {
 };
 
 template <typename Set>
-Levels levels(const Set& set, const Below& all, const int64_t* near, const SortedRow<kLanes>& row) {
+Levels levels(const Set& set, const Below& all, const int64_t* near, const SortedRow& row) {
     if (all.count == 0) return {0, 0, near[0]};
     const double mean = all.sum / all.count;
     const double scale = deviation(mean, all, set.below(mean, 0)) / all.count;
@@ -145,35 +145,41 @@ struct OutputRows {
     const float* S;
     const std::vector<Threshold>& thresholds;
 
-    auto worker() const {
-        return [this, e = Indicators(S, entries.cols), members = Members()](const SortedRow<kLanes>& row,
-                                                                            int64_t number, double* costs) mutable {
-            members.sort(entries, number);
-            const std::vector<int64_t>& order = members.order;
-            e.reset(z + number * entries.cols, order);
-            e.move(kEnd, row.count);
-            int64_t near_low[1] = {}, near_high[1] = {};
-            Range<kLanes> range{row, 0, 0};
-            const Below all{static_cast<double>(row.count), row.sum(row.count)};
-            double value = 0;
-            for (size_t q = 0; q < thresholds.size(); ++q) {
-                const int64_t first = row.below(thresholds[q].first, range.first);
-                const int64_t last = std::max(first, row.below(thresholds[q].last, range.last));
-                if (q == 0 || first != range.first || last != range.last) {
-                    range.first = first;
-                    range.last = last;
-                    const Below inside = range.up_to(last);
-                    const Levels low = levels(Inside<kLanes>{range, near_low}, inside, near_low, row);
-                    const Levels high = levels(Outside<kLanes>{range, near_high}, all - inside, near_high, row);
-                    e.move(kFirst, first);
-                    e.move(kLast, last);
-                    e.move(kLowSign, low.sign_changes);
-                    e.move(kHighSign, high.sign_changes);
-                    value = cost(e, low, high);
-                }
-                costs[q] += value;
+    auto worker(const SolverKernels&) const {
+        return [this, e = Indicators(S, entries.cols), members = Members()](const SortedRows& rows, int64_t first,
+                                                                            double* costs) mutable {
+            for (int64_t lane = 0; lane < std::min(kLanes, entries.rows - first); ++lane) {
+                members.sort(entries, first + lane);
+                e.reset(z + (first + lane) * entries.cols, members.order);
+                add_costs(rows.row(lane), e, costs + lane);
             }
         };
+    }
+
+    // Adds to costs[q * kLanes].
+    void add_costs(const SortedRow& row, Indicators& e, double* costs) const {
+        e.move(kEnd, row.count);
+        int64_t near_low[1] = {}, near_high[1] = {};
+        Range range{row, 0, 0};
+        const Below all{static_cast<double>(row.count), row.sum(row.count)};
+        double value = 0;
+        for (size_t q = 0; q < thresholds.size(); ++q) {
+            const int64_t first = row.below(thresholds[q].first, range.first);
+            const int64_t last = std::max(first, row.below(thresholds[q].last, range.last));
+            if (q == 0 || first != range.first || last != range.last) {
+                range.first = first;
+                range.last = last;
+                const Below inside = range.up_to(last);
+                const Levels low = levels(Inside{range, near_low}, inside, near_low, row);
+                const Levels high = levels(Outside{range, near_high}, all - inside, near_high, row);
+                e.move(kFirst, first);
+                e.move(kLast, last);
+                e.move(kLowSign, low.sign_changes);
+                e.move(kHighSign, high.sign_changes);
+                value = cost(e, low, high);
+            }
+            costs[q * kLanes] += value;
+        }
     }
 };
 

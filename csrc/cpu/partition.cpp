@@ -1,7 +1,5 @@
-// Gains of the partition's candidates from sorted rows and running sums; every formula is the one of
-// arbllm_kernels/methods/partition.py, row by row instead of table by table.
+// Gains of the partition's candidates, whose formulas are in search.inc, and quantiles.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <new>
 #include <vector>
@@ -13,115 +11,42 @@
 namespace arb {
 namespace {
 
-// A row without some of its entries, which are a sorted row of their own.
-struct Without {
-    const SortedRow<kLanes>& row;
-    const SortedRow<1>& left_out;
-    int64_t* near;      // [3]
-    int64_t* near_out;  // [3]
-
-    Below below(double x, int question) const {
-        const int64_t at = near[question] = row.below(x, near[question]);
-        const int64_t out = near_out[question] = left_out.below(x, near_out[question]);
-        return {static_cast<double>(at - out), row.sum(at) - left_out.sum(out)};
-    }
-};
-
-// sum s^2 minus the squared error of `order` planes; see `gain` in methods/partition.py for the two formulas.
-template <typename Set>
-double gain(const Set& set, const Below& all, int64_t order) {
-    if (all.count == 0) return 0;
-    const double mean = all.sum / all.count;
-    const Below low = set.below(mean, 0);
-    const double scale = deviation(mean, all, low) / all.count;
-    const double first = all.count * (mean * mean + scale * scale);
-    if (order == 1) return first;
-    const Below high = all - low;
-    const double mean2 = scale * (low.count - high.count) / all.count;
-    const double cut_low = mean - scale + mean2, cut_high = mean + scale + mean2;
-    const double scale2 = (deviation(cut_low, low, set.below(std::min(cut_low, mean), 1)) +
-                           deviation(cut_high, high, set.below(std::max(cut_high, mean), 2) - low)) /
-                          all.count;
-    return first + all.count * (mean2 * mean2 + scale2 * scale2);
-}
-
-// ---- salient columns
-
-// The top columns' entries of one row, entering one by one.
-class Top {
-  public:
-    explicit Top(int64_t limit) : values_(static_cast<size_t>(limit)), sums_(static_cast<size_t>(limit + 1)) {}
-
-    void clear() { count_ = 0; }
-
-    void insert(float value) {
-        float* values = values_.data();
-        double* sums = sums_.data();
-        int64_t at = count_;
-        while (at > 0 && value < values[at - 1]) {
-            values[at] = values[at - 1];
-            sums[at + 1] = sums[at] + static_cast<double>(value);
-            --at;
-        }
-        values[at] = value;
-        sums[at + 1] = sums[at] + static_cast<double>(value);
-        ++count_;
-    }
-
-    SortedRow<1> row() const { return {values_.data(), sums_.data(), count_}; }
-
-  private:
-    std::vector<float> values_;
-    std::vector<double> sums_;  // sums_[0] stays 0
-    int64_t count_ = 0;
-};
-
 struct SalientRows {
     const Entries& entries;
     const int64_t* ranked;
-    int64_t limit;
+    int64_t count;  // candidates
 
-    auto worker() const {
-        return [this, top = Top(limit)](const SortedRow<kLanes>& row, int64_t number, double* gains) mutable {
-            const float* s = entries.s + number * entries.cols;
-            int64_t near_top[3] = {}, near_all[3] = {}, near_out[3] = {};
-            const Below all{static_cast<double>(row.count), row.sum(row.count)};
-            top.clear();
-            for (int64_t c = 1; c < limit; ++c) {
-                top.insert(s[ranked[c - 1]]);
-                const SortedRow<1> part = top.row();
-                const Below salient{static_cast<double>(c), part.sum(c)};
-                gains[c - 1] += gain(Inside<1>{Range<1>{part, 0, c}, near_top}, salient, 2) +
-                                gain(Without{row, part, near_all, near_out}, all - salient, 2);
+    struct Worker {
+        const SalientRows& of;
+        const SolverKernels& kernels;
+        std::vector<float> top, top_values;
+        std::vector<double> top_sums;
+
+        void operator()(const SortedRows& rows, int64_t first, double* gains) {
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+                const int64_t row = first + lane;
+                for (int64_t c = 0; c < of.count; ++c) {
+                    const float s = row < of.entries.rows ? of.entries.s[row * of.entries.cols + of.ranked[c]] : 0;
+                    top[static_cast<size_t>(c * kLanes + lane)] = s;
+                }
             }
-        };
+            kernels.salient_gains(rows.tile(), top.data(), of.count, top_values.data(), top_sums.data(), gains);
+        }
+    };
+
+    Worker worker(const SolverKernels& kernels) const {
+        const auto size = static_cast<size_t>((count + 1) * kLanes);
+        return {*this, kernels, std::vector<float>(size), std::vector<float>(size), std::vector<double>(size)};
     }
 };
-
-// ---- split of a part
 
 struct SplitRows {
     const std::vector<Threshold>& thresholds;
     int64_t order;
 
-    auto worker() const {
-        return [this](const SortedRow<kLanes>& row, int64_t, double* gains) {
-            int64_t near_low[3] = {}, near_high[3] = {};
-            Range<kLanes> range{row, 0, 0};
-            const Below all{static_cast<double>(row.count), row.sum(row.count)};
-            double value = 0;
-            for (size_t q = 0; q < thresholds.size(); ++q) {
-                const int64_t first = row.below(thresholds[q].first, range.first);
-                const int64_t last = std::max(first, row.below(thresholds[q].last, range.last));
-                if (q == 0 || first != range.first || last != range.last) {
-                    range.first = first;
-                    range.last = last;
-                    const Below low = range.up_to(last);
-                    value = gain(Outside<kLanes>{range, near_high}, all - low, order) +
-                            gain(Inside<kLanes>{range, near_low}, low, order);
-                }
-                gains[q] += value;
-            }
+    auto worker(const SolverKernels& kernels) const {
+        return [this, &kernels](const SortedRows& rows, int64_t, double* gains) {
+            kernels.split_gains(rows.tile(), thresholds.data(), static_cast<int64_t>(thresholds.size()), order, gains);
         };
     }
 };
@@ -194,7 +119,7 @@ Status salient_gains(const Entries& entries, const int64_t* ranked, int64_t limi
     for (int64_t c = 0; c < limit; ++c) {
         if (ranked[c] < 0 || ranked[c] >= entries.cols) return Status::bad_order;
     }
-    return sum_rows(entries, SalientRows{entries, ranked, limit}, limit - 1, threads, gains);
+    return sum_rows(entries, SalientRows{entries, ranked, limit - 1}, limit - 1, threads, gains);
 }
 
 Status split_gains(const Entries& entries, const float* thresholds, int64_t count, int64_t order, int64_t threads,

@@ -17,9 +17,8 @@ struct Below {
 inline Below operator-(const Below& a, const Below& b) { return {a.count - b.count, a.sum - b.sum}; }
 
 // The entries first .. last - 1 of a sorted row.
-template <int64_t kStride>
 struct Range {
-    const SortedRow<kStride>& row;
+    const SortedRow& row;
     int64_t first, last;
 
     Below up_to(int64_t position) const {
@@ -29,9 +28,8 @@ struct Range {
 };
 
 // Sets of entries: `below(x, question)`. A gain asks three questions, each starting where its last answer was found.
-template <int64_t kStride>
 struct Inside {
-    const Range<kStride>& range;
+    const Range& range;
     int64_t* near;  // [3]
 
     Below below(double x, int question) const {
@@ -41,9 +39,8 @@ struct Inside {
 };
 
 // The rest of the row that `range` belongs to.
-template <int64_t kStride>
 struct Outside {
-    const Range<kStride>& range;
+    const Range& range;
     int64_t* near;
 
     Below below(double x, int question) const {
@@ -57,11 +54,6 @@ struct Outside {
 inline double deviation(double x, const Below& all, const Below& below) {
     return (all.sum - below.sum) - x * (all.count - below.count) + x * below.count - below.sum;
 }
-
-// |s| < t is a range of a sorted row: from `first` (just above -t, which is on the high side) to below t.
-struct Threshold {
-    double first, last;
-};
 
 inline std::vector<Threshold> threshold_ranges(const float* thresholds, int64_t count) {
     std::vector<Threshold> ranges;

@@ -1,27 +1,12 @@
 #include "sorted_rows.h"
 
-#include <cstring>
+#include <cstddef>
 #include <limits>
 
 namespace arb {
 namespace {
 
-// Four floats, the vector that every 64-bit processor has.
-using Floats = float __attribute__((vector_size(16)));
-constexpr int64_t kWidth = 4;
-
-// Orders entry by entry. Both outcomes of a comparison keep the two values, so even NaN neither vanishes nor doubles.
-void exchange(float* low, float* high) {
-    for (int64_t i = 0; i < kLanes; i += kWidth) {
-        Floats a, b;
-        std::memcpy(&a, low + i, sizeof a);
-        std::memcpy(&b, high + i, sizeof b);
-        const Floats small = a < b ? a : b;
-        const Floats large = a < b ? b : a;
-        std::memcpy(low + i, &small, sizeof a);
-        std::memcpy(high + i, &large, sizeof b);
-    }
-}
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 }  // namespace
 
@@ -30,52 +15,36 @@ bool is_valid(const Entries& entries) {
            entries.cols <= kMaxBlock;
 }
 
-SortedRows::SortedRows(int64_t cols)
-    : cols_(cols), values_(static_cast<size_t>(cols * kLanes)), sums_(static_cast<size_t>((cols + 1) * kLanes)) {}
+SortedRows::SortedRows(int64_t cols, const SolverKernels& kernels)
+    : kernels_(kernels),
+      cols_(cols),
+      values_(static_cast<size_t>((cols + 1) * kLanes), kInfinity),
+      sums_(static_cast<size_t>((cols + 1) * kLanes)) {}
 
 void SortedRows::take(const Entries& entries, int64_t first) {
     load(entries, first);
-    sort();
-    for (int64_t i = 0; i < cols_; ++i) {
-        const double* before = &sums_[static_cast<size_t>(i * kLanes)];
-        double* after = &sums_[static_cast<size_t>((i + 1) * kLanes)];
-        const float* value = &values_[static_cast<size_t>(i * kLanes)];
-        for (int64_t lane = 0; lane < kLanes; ++lane) after[lane] = before[lane] + static_cast<double>(value[lane]);
-    }
+    kernels_.sort(cols_, values_.data(), sums_.data());
 }
 
 void SortedRows::load(const Entries& entries, int64_t first) {
     for (int64_t lane = 0; lane < kLanes; ++lane) {
         int64_t taken = 0;
         float* out = &values_[static_cast<size_t>(lane)];
-        if (first + lane < entries.rows) {
-            const float* s = entries.s + (first + lane) * cols_;
-            const uint8_t* members = entries.members == nullptr ? nullptr : entries.members + (first + lane) * cols_;
+        const int64_t row = first + lane;
+        const float* s = entries.s + row * cols_;
+        if (row >= entries.rows) {
+            for (; taken < cols_; ++taken) out[taken * kLanes] = 0;
+        } else if (entries.members == nullptr) {
+            for (; taken < cols_; ++taken) out[taken * kLanes] = s[taken];
+        } else {
+            const uint8_t* members = entries.members + row * cols_;
             for (int64_t j = 0; j < cols_; ++j) {
                 out[taken * kLanes] = s[j];
-                taken += members == nullptr || members[j] != 0 ? 1 : 0;
+                taken += members[j] != 0 ? 1 : 0;
             }
         }
-        counts_[lane] = taken;
-        for (int64_t j = taken; j < cols_; ++j) out[j * kLanes] = std::numeric_limits<float>::infinity();
-    }
-}
-
-void SortedRows::sort() {
-    int64_t top = 1;
-    while (top < cols_) top *= 2;
-    for (int64_t p = top / 2; p > 0; p /= 2) {
-        int64_t offset = 0, distance = p;
-        for (int64_t q = top / 2;; q /= 2) {
-            for (int64_t i = 0; i + distance < cols_; ++i) {
-                if ((i & p) == offset)
-                    exchange(&values_[static_cast<size_t>(i * kLanes)],
-                             &values_[static_cast<size_t>((i + distance) * kLanes)]);
-            }
-            if (q == p) break;
-            distance = q - p;
-            offset = p;
-        }
+        counts_[lane] = static_cast<int32_t>(taken);
+        for (int64_t j = taken; j < cols_; ++j) out[j * kLanes] = kInfinity;
     }
 }
 

@@ -1,32 +1,29 @@
-// Rows sorted side by side, with running sums. One merge-exchange network (Knuth, volume 3, 5.2.2, algorithm M) serves
-// kLanes rows at once: its comparisons do not depend on the data, so the inner loop is vectors of minima and maxima.
+// Rows sorted side by side, with running sums; the sorting itself is search.inc.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "arb/solver.h"
+#include "solver_kernels.h"
 
 namespace arb {
 
-constexpr int64_t kLanes = 16;
-
 bool is_valid(const Entries& entries);
 
-// A sorted row: entry i at values[i * stride], the sum of its first i entries at sums[i * stride].
-template <int64_t kStride>
+// A sorted row of a tile: entry i at values[i * kLanes], the sum of its first i entries at sums[i * kLanes].
 struct SortedRow {
     const float* values;
     const double* sums;
     int64_t count;
 
-    double sum(int64_t first) const { return sums[first * kStride]; }
+    double sum(int64_t first) const { return sums[first * kLanes]; }
 
     // How many entries lie below x. Walks there from `near`, which neighbouring questions make a short way.
     int64_t below(double x, int64_t near) const {
         int64_t at = near < count ? near : count;
-        while (at < count && values[at * kStride] < x) ++at;
-        while (at > 0 && !(values[(at - 1) * kStride] < x)) --at;
+        while (at < count && values[at * kLanes] < x) ++at;
+        while (at > 0 && !(values[(at - 1) * kLanes] < x)) --at;
         return at;
     }
 };
@@ -34,21 +31,22 @@ struct SortedRow {
 // The members of up to kLanes rows.
 class SortedRows {
   public:
-    explicit SortedRows(int64_t cols);
+    SortedRows(int64_t cols, const SolverKernels& kernels);
 
-    // Takes rows first .. first + kLanes - 1; those past the last row are empty.
+    // Takes rows first .. first + kLanes - 1; those past the last row are rows of zeros.
     void take(const Entries& entries, int64_t first);
 
-    SortedRow<kLanes> row(int64_t lane) const { return {&values_[lane], &sums_[lane], counts_[lane]}; }
+    SortedTile tile() const { return {values_.data(), sums_.data(), counts_, cols_}; }
+    SortedRow row(int64_t lane) const { return {values_.data() + lane, sums_.data() + lane, counts_[lane]}; }
 
   private:
     void load(const Entries& entries, int64_t first);
-    void sort();
 
+    const SolverKernels& kernels_;
     int64_t cols_;
-    std::vector<float> values_;  // [cols, kLanes], infinite past a row's end
+    std::vector<float> values_;  // [cols + 1, kLanes], infinite past a row's end
     std::vector<double> sums_;   // [cols + 1, kLanes]
-    int64_t counts_[kLanes] = {};
+    int32_t counts_[kLanes] = {};
 };
 
 }  // namespace arb

@@ -5,6 +5,7 @@
 #include <new>
 #include <vector>
 
+#include "kernels.h"
 #include "pool.h"
 #include "sorted_rows.h"
 
@@ -19,29 +20,36 @@ inline int64_t chunk_rows(int64_t rows) {
     return (tiles + kMaxChunks - 1) / kMaxChunks * kLanes;
 }
 
-// Row(lane's sorted row, row number, gains [count]) adds to the gains; made once per piece of work.
-template <typename Rows>
+// Tiles::worker() is made once per piece of work; worker(sorted rows, number of the first, gains [count, kLanes]) adds
+// to the gains, lane by lane.
+template <typename Tiles>
 struct Sum {
     const Entries& entries;
-    const Rows& rows;
+    const Tiles& tiles;
+    const SolverKernels& kernels;
     int64_t chunk;
     int64_t count;
     double* partial;  // [chunks, count]
 };
 
-template <typename Rows>
+template <typename Tiles>
 Status sum_chunks(void* context, int64_t begin, int64_t end) {
-    const auto& sum = *static_cast<const Sum<Rows>*>(context);
+    const auto& sum = *static_cast<const Sum<Tiles>*>(context);
     try {
-        SortedRows sorted(sum.entries.cols);
-        auto add_row = sum.rows.worker();
+        SortedRows sorted(sum.entries.cols, sum.kernels);
+        std::vector<double> gains(static_cast<size_t>(sum.count * kLanes));
+        auto add_tile = sum.tiles.worker(sum.kernels);
         for (int64_t c = begin; c < end; ++c) {
-            const int64_t last = std::min((c + 1) * sum.chunk, sum.entries.rows);
-            for (int64_t first = c * sum.chunk; first < last; first += kLanes) {
+            std::fill(gains.begin(), gains.end(), 0.0);
+            for (int64_t first = c * sum.chunk; first < std::min((c + 1) * sum.chunk, sum.entries.rows);
+                 first += kLanes) {
                 sorted.take(sum.entries, first);
-                for (int64_t row = first; row < std::min(first + kLanes, last); ++row) {
-                    add_row(sorted.row(row - first), row, sum.partial + c * sum.count);
-                }
+                add_tile(sorted, first, gains.data());
+            }
+            for (int64_t q = 0; q < sum.count; ++q) {
+                double total = 0;
+                for (int64_t lane = 0; lane < kLanes; ++lane) total += gains[static_cast<size_t>(q * kLanes + lane)];
+                sum.partial[c * sum.count + q] = total;
             }
         }
     } catch (const std::bad_alloc&) {
@@ -50,13 +58,15 @@ Status sum_chunks(void* context, int64_t begin, int64_t end) {
     return Status::ok;
 }
 
-template <typename Rows>
-Status sum_rows(const Entries& entries, const Rows& rows, int64_t count, int64_t threads, double* gains) {
+template <typename Tiles>
+Status sum_rows(const Entries& entries, const Tiles& tiles, int64_t count, int64_t threads, double* gains) {
+    const Isa* isa = nullptr;
+    if (const Status status = active_kernels(&isa); status != Status::ok) return status;
     const int64_t chunk = chunk_rows(entries.rows), chunks = (entries.rows + chunk - 1) / chunk;
     try {
         std::vector<double> partial(static_cast<size_t>(chunks * count));
-        Sum<Rows> sum{entries, rows, chunk, count, partial.data()};
-        const Status status = parallel_for(chunks, 1, threads, sum_chunks<Rows>, &sum);
+        Sum<Tiles> sum{entries, tiles, *isa->solver, chunk, count, partial.data()};
+        const Status status = parallel_for(chunks, 1, threads, sum_chunks<Tiles>, &sum);
         if (status != Status::ok) return status;
         std::fill(gains, gains + count, 0.0);
         for (int64_t c = 0; c < chunks; ++c) {

@@ -1,0 +1,63 @@
+// What the solver asks of every instruction set. Plain data only (see arb/packed.h). All instruction sets give the same
+// bits.
+#pragma once
+
+#include <cstdint>
+
+namespace arb {
+
+constexpr int64_t kLanes = 16;
+
+// kLanes sorted rows: entry i of a lane at values[i * kLanes + lane], the sum of its first i entries at
+// sums[i * kLanes + lane]. After a row's last entry stands infinity.
+struct SortedTile {
+    const float* values;    // [cols + 1, kLanes]
+    const double* sums;     // [cols + 1, kLanes]
+    const int32_t* counts;  // [kLanes]
+    int64_t cols;
+};
+
+// |s| < t is a range of a sorted row: from `first` (just above -t, which is on the high side) to below t.
+struct Threshold {
+    double first, last;
+};
+
+// Some rows of a zone that ARB-RC fits. Rows are `stride` long, a multiple of kLanes; entries that are no members are 0
+// in all of them. A plane holds B: +1 or -1.
+struct RankOneRows {
+    int64_t rows, stride;
+    const float *weight, *member;  // [rows, stride]; member: 0 or 1
+    float* plane[2];               // [rows, stride]
+    float* row[2];                 // [rows], the row scales
+    const float* col[2];           // [stride], the column scales
+    float* sums;                   // [2, stride]: numerators and denominators of new column scales, which are added to
+};
+
+enum class Turn { start, alternate, planes };
+
+struct SolverKernels {
+    // Orders every lane of values [cols, kLanes] and sums it up.
+    void (*sort)(int64_t cols, float* values, double* sums);
+
+    // gains[c - 1] [., kLanes] += what the lane's first c of `count` top entries gain as one part, and the others as
+    // another; see salient_gains. top: [count, kLanes], count < cols; top_values
+    // and top_sums are memory for [count + 1, kLanes].
+    void (*salient_gains)(const SortedTile& rows, const float* top, int64_t count, float* top_values, double* top_sums,
+                          double* gains);
+
+    // gains[q] [., kLanes] += what thresholds[q] gains with `order` planes on both sides.
+    void (*split_gains)(const SortedTile& rows, const Threshold* thresholds, int64_t count, int64_t order,
+                        double* gains);
+
+    // A turn of ARB-RC for plane `o` of `order`: row scales, and sums for the column scales. Turn::planes, or
+    // `planes_first`, takes the nearest of the four levels.
+    void (*rank_one_pass)(const RankOneRows& rows, int64_t order, Turn turn, int64_t o, bool planes_first);
+};
+
+extern const SolverKernels scalar_solver;
+#if defined(__x86_64__)
+extern const SolverKernels avx2_solver;
+extern const SolverKernels avx512_solver;
+#endif
+
+}  // namespace arb
