@@ -192,7 +192,7 @@ def _block_by_block(work: Tensor, factor: Factor, cfg: QuantConfig, S: Tensor | 
 
 def _propagate(after: Tensor, error: Tensor, U: Tensor) -> None:
     """Let the columns after a block make up for its error, as far as they can (GPTQ)."""
-    after -= error @ U
+    after.addmm_(error, U, alpha=-1)
 
 
 def _backend(backend: str, device: torch.device) -> Backend:

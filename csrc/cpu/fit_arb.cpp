@@ -22,7 +22,7 @@ constexpr double kSign2[kClasses] = {-1, 1, -1, 1};
 // The classes of a row: class_of[i] between cut i - 1 (inclusive) and cut i (exclusive).
 struct Cuts {
     double cut[kClasses - 1];
-    int class_of[kClasses];
+    int32_t class_of[kClasses];
 };
 
 struct Row {
@@ -131,20 +131,22 @@ struct Fit {
     float *row_scale, *mean;
 };
 
+// The smallest float that is not below x.
+float round_up(double x) {
+    const float near = static_cast<float>(x);
+    return static_cast<double>(near) < x ? std::nextafter(near, std::numeric_limits<float>::infinity()) : near;
+}
+
 void store(const Fit& out, int64_t number, const Row& fit) {
     const int64_t cols = out.zone.cols, plane = out.zone.rows * cols;
     out.mean[number] = static_cast<float>(fit.mean);
     out.row_scale[number * out.order] = static_cast<float>(fit.scale1);
     if (out.order == 2) out.row_scale[number * 2 + 1] = static_cast<float>(fit.scale2);
-    const float* w = out.zone.s + number * cols;
-    uint8_t* to = out.planes + number * cols;
-    const Cuts& cuts = fit.cuts;
-    for (int64_t j = 0; j < cols; ++j) {
-        const double x = static_cast<double>(w[j]);
-        const int which = cuts.class_of[(x >= cuts.cut[0]) + (x >= cuts.cut[1]) + (x >= cuts.cut[2])];
-        to[j] = static_cast<uint8_t>(which >> 1);
-        if (out.order == 2) to[plane + j] = static_cast<uint8_t>(which & 1);
-    }
+    float cut[kClasses - 1];
+    for (int i = 0; i < kClasses - 1; ++i) cut[i] = round_up(fit.cuts.cut[i]);
+    uint8_t* first = out.planes + number * cols;
+    out.kernels.classify(out.zone.s + number * cols, cols, cut, fit.cuts.class_of, first,
+                         out.order == 2 ? first + plane : nullptr);
 }
 
 Status fit_rows(void* context, int64_t begin, int64_t end) {

@@ -44,10 +44,23 @@ struct SplitRows {
     const std::vector<Threshold>& thresholds;
     int64_t order;
 
-    auto worker(const SolverKernels& kernels) const {
-        return [this, &kernels](const SortedRows& rows, int64_t, double* gains) {
-            kernels.split_gains(rows.tile(), thresholds.data(), static_cast<int64_t>(thresholds.size()), order, gains);
-        };
+    struct Worker {
+        const SplitRows& of;
+        const SolverKernels& kernels;
+        std::vector<int32_t> places;  // [3, thresholds, kLanes]
+        std::vector<double> gain;
+
+        void operator()(const SortedRows& rows, int64_t, double* gains) {
+            const size_t size = gain.size();
+            const SplitMemory memory{&places[0], &places[size], &places[2 * size], gain.data()};
+            const auto count = static_cast<int64_t>(of.thresholds.size());
+            kernels.split_gains(rows.tile(), of.thresholds.data(), count, of.order, memory, gains);
+        }
+    };
+
+    Worker worker(const SolverKernels& kernels) const {
+        const size_t size = thresholds.size() * static_cast<size_t>(kLanes);
+        return {*this, kernels, std::vector<int32_t>(3 * size), std::vector<double>(size)};
     }
 };
 

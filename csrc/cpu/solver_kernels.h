@@ -22,15 +22,21 @@ struct Threshold {
     double first, last;
 };
 
+// What split_gains works in: [count, kLanes] each.
+struct SplitMemory {
+    int32_t *event, *first, *last;
+    double* gain;
+};
+
 // Some rows of a zone that ARB-RC fits. Rows are `stride` long, a multiple of kLanes; entries that are no members are 0
 // in all of them. A plane holds B: +1 or -1.
 struct RankOneRows {
     int64_t rows, stride;
-    const float *weight, *member;  // [rows, stride]; member: 0 or 1
-    float* plane[2];               // [rows, stride]
-    float* row[2];                 // [rows], the row scales
-    const float* col[2];           // [stride], the column scales
-    float* sums;                   // [2, stride]: numerators and denominators of new column scales, which are added to
+    float *weight, *member;  // [rows, stride]; member: 0 or 1
+    float* plane[2];         // [rows, stride]
+    float* row[2];           // [rows], the row scales
+    const float* col[2];     // [stride], the column scales
+    float* sums;             // [2, stride]: numerators and denominators of new column scales, which are added to
 };
 
 enum class Turn { start, alternate, planes };
@@ -47,11 +53,22 @@ struct SolverKernels {
 
     // gains[q] [., kLanes] += what thresholds[q] gains with `order` planes on both sides.
     void (*split_gains)(const SortedTile& rows, const Threshold* thresholds, int64_t count, int64_t order,
-                        double* gains);
+                        const SplitMemory& memory, double* gains);
+
+    // Which of four classes each weight of a row belongs to: class_of[i] from cut[i - 1] on, up to cut[i], which
+    // ascend. Bit 1 of the class goes to first, bit 0 to second, if there is one.
+    void (*classify)(const float* weight, int64_t cols, const float* cut, const int32_t* class_of, uint8_t* first,
+                     uint8_t* second);
+
+    // Fills weight and member. s, members: as in Entries, of `cols` columns.
+    void (*rank_one_take)(const RankOneRows& rows, const float* s, const uint8_t* members, int64_t cols);
 
     // A turn of ARB-RC for plane `o` of `order`: row scales, and sums for the column scales. Turn::planes, or
     // `planes_first`, takes the nearest of the four levels.
     void (*rank_one_pass)(const RankOneRows& rows, int64_t order, Turn turn, int64_t o, bool planes_first);
+
+    // A plane as bytes, 1 for +1; bits: [rows, cols].
+    void (*rank_one_give)(const RankOneRows& rows, int64_t o, int64_t cols, uint8_t* bits);
 };
 
 extern const SolverKernels scalar_solver;

@@ -1,5 +1,6 @@
 #include "sorted_rows.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <limits>
 
@@ -23,7 +24,8 @@ SortedRows::SortedRows(int64_t cols, const SolverKernels& kernels)
 
 void SortedRows::take(const Entries& entries, int64_t first) {
     load(entries, first);
-    kernels_.sort(cols_, values_.data(), sums_.data());
+    const int64_t most = *std::max_element(counts_, counts_ + kLanes);
+    kernels_.sort(most, values_.data(), sums_.data());
 }
 
 void SortedRows::load(const Entries& entries, int64_t first) {

@@ -2,7 +2,9 @@
 
 #include "../vectors.inc"
 
+#include "../classify.inc"
 #include "../rank_one.inc"
 #include "../search.inc"
 
-const arb::SolverKernels arb::scalar_solver = {sort, salient_gains, split_gains, rank_one_pass};
+const arb::SolverKernels arb::scalar_solver = {sort,          salient_gains, split_gains,  classify,
+                                               rank_one_take, rank_one_pass, rank_one_give};
