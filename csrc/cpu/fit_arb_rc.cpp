@@ -42,10 +42,12 @@ struct Work {
           chunks((of.rows + kChunkRows - 1) / kChunkRows),
           bits(out),
           weight(memory(of.rows * stride)),
-          member(memory(of.rows * stride)),
           sums(memory(chunks * 2 * stride)) {
+        if (order == 2) {
+            member = memory(of.rows * stride);
+            for (auto& signs : plane) signs = memory(of.rows * stride);
+        }
         for (int64_t o = 0; o < order; ++o) {
-            plane[o] = memory(of.rows * stride);
             row[o].resize(static_cast<size_t>(of.rows));
             col[o].resize(static_cast<size_t>(stride));
         }
@@ -53,19 +55,17 @@ struct Work {
 
     RankOneRows chunk(int64_t number) {
         const int64_t first = number * kChunkRows, from = first * stride;
-        RankOneRows rows{std::min(kChunkRows, zone.rows - first),
-                         stride,
-                         &weight[from],
-                         &member[from],
-                         {},
-                         {},
-                         {},
-                         &sums[number * 2 * stride]};
+        RankOneRows rows{};
+        rows.rows = std::min(kChunkRows, zone.rows - first);
+        rows.stride = stride;
+        rows.weight = weight.get() + from;
+        rows.sums = sums.get() + number * 2 * stride;
         for (int64_t o = 0; o < order; ++o) {
-            rows.plane[o] = &plane[o][from];
-            rows.row[o] = &row[o][static_cast<size_t>(first)];
+            rows.row[o] = row[o].data() + first;
             rows.col[o] = col[o].data();
+            if (order == 2) rows.plane[o] = plane[o].get() + from;
         }
+        if (order == 2) rows.member = member.get() + from;
         return rows;
     }
 };
@@ -75,7 +75,7 @@ Status take_chunks(void* context, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
         const int64_t from = c * kChunkRows * w.zone.cols;
         const uint8_t* members = w.zone.members == nullptr ? nullptr : w.zone.members + from;
-        w.kernels.rank_one_take(w.chunk(c), w.zone.s + from, members, w.zone.cols);
+        w.kernels.rank_one_take(w.chunk(c), w.zone.s + from, members, w.zone.cols, w.order);
     }
     return Status::ok;
 }
@@ -84,7 +84,7 @@ Status give_chunks(void* context, int64_t begin, int64_t end) {
     Work& w = *static_cast<Work*>(context);
     for (int64_t c = begin; c < end; ++c) {
         for (int64_t o = 0; o < w.order; ++o) {
-            w.kernels.rank_one_give(w.chunk(c), o, w.zone.cols,
+            w.kernels.rank_one_give(w.chunk(c), o, w.zone.s + c * kChunkRows * w.zone.cols, w.zone.cols, w.order,
                                     w.bits + (o * w.zone.rows + c * kChunkRows) * w.zone.cols);
         }
     }

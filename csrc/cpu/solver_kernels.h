@@ -28,8 +28,9 @@ struct SplitMemory {
     double* gain;
 };
 
-// Some rows of a zone that ARB-RC fits. Rows are `stride` long, a multiple of kLanes; entries that are no members are 0
-// in all of them. A plane holds B: +1 or -1.
+// Some rows of a zone that ARB-RC fits. Rows are `stride` long, a multiple of kLanes. With two planes entries that are
+// no members are 0 in all arrays, and a plane holds B: +1 or -1. With one there are magnitudes alone: `weight`, -0 for
+// what is no member.
 struct RankOneRows {
     int64_t rows, stride;
     float *weight, *member;  // [rows, stride]; member: 0 or 1
@@ -61,14 +62,15 @@ struct SolverKernels {
                      uint8_t* second);
 
     // Fills weight and member. s, members: as in Entries, of `cols` columns.
-    void (*rank_one_take)(const RankOneRows& rows, const float* s, const uint8_t* members, int64_t cols);
+    void (*rank_one_take)(const RankOneRows& rows, const float* s, const uint8_t* members, int64_t cols, int64_t order);
 
     // A turn of ARB-RC for plane `o` of `order`: row scales, and sums for the column scales. Turn::planes, or
     // `planes_first`, takes the nearest of the four levels.
     void (*rank_one_pass)(const RankOneRows& rows, int64_t order, Turn turn, int64_t o, bool planes_first);
 
-    // A plane as bytes, 1 for +1; bits: [rows, cols].
-    void (*rank_one_give)(const RankOneRows& rows, int64_t o, int64_t cols, uint8_t* bits);
+    // A plane as bytes, 1 for +1; bits: [rows, cols], meaningful for members.
+    void (*rank_one_give)(const RankOneRows& rows, int64_t o, const float* s, int64_t cols, int64_t order,
+                          uint8_t* bits);
 };
 
 extern const SolverKernels scalar_solver;
