@@ -7,18 +7,24 @@ Synthetic weights (heavy-tailed, with column structure) and inputs, block 128, 1
 on a block of each shape all three searches must choose the same partition, or no time is printed. "direct" is the time
 of the direct search (tests/direct_search.py) on `--direct-blocks` blocks, scaled to all blocks, plus what plain torch
 spends outside its own search. Every other time is a median of whole runs.
+
+GOMP_SPINCOUNT is set to 10000: otherwise the threads of torch's operations spin for ten milliseconds after each and
+take the second processor from the native code that comes next.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is loaded
 
 import torch
 from torch import Tensor
