@@ -72,7 +72,7 @@ struct Entry {
 
 constexpr Entry kTable[] = {
 #if defined(__x86_64__)
-    {{"avx512vbmi", &avx512_kernels, &avx512vbmi_line, &avx512vnni_sums, &avx512_solver}, has_avx512vbmi},
+    {{"avx512vbmi", &avx512_kernels, &avx512vbmi_line, &avx512vbmi_sums, &avx512_solver}, has_avx512vbmi},
     {{"avx512vnni", &avx512_kernels, &avx512vnni_line, &avx512vnni_sums, &avx512_solver}, has_avx512vnni},
     {{"avx512", &avx512_kernels, &avx512_line, &avx512_sums, &avx512_solver}, has_avx512},
     {{"avx2", &avx2_kernels, &avx2_line, &avx2_sums, &avx2_solver}, has_avx2},

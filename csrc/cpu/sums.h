@@ -117,6 +117,7 @@ extern const SumsKernels scalar_sums;
 extern const SumsKernels avx2_sums;
 extern const SumsKernels avx512_sums;
 extern const SumsKernels avx512vnni_sums;
+extern const SumsKernels avx512vbmi_sums;
 #elif defined(__aarch64__)
 extern const SumsKernels neon_sums;
 extern const SumsKernels neondot_sums;
