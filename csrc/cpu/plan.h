@@ -38,6 +38,7 @@ struct SumsPlan {
     std::vector<SumsUnit> units;
     std::vector<SumsPart> parts;
     std::vector<SumsSlice> slices;
+    std::vector<BitPicks> picks;  // [slices]
     std::vector<int32_t> places, scale_index, mean_index;
 };
 

@@ -33,16 +33,26 @@ void add_slices(const SumsUnit* units, int64_t lanes, SumsPlan& plan, SumsPart& 
     part.slices = divide_up(most, 32);
     for (int64_t s = 0; s < part.slices; ++s) {
         SumsSlice slice{};
+        BitPicks picks{};
         std::vector<int32_t> bits(static_cast<size_t>(lanes));
-        for (int64_t n = 0; n < lanes; ++n) {
+        int64_t first = -1;
+        slice.near = lanes == 16;
+        for (int64_t n = 0; n < lanes; ++n) {  // their bits follow one another
             const int64_t count = std::min<int64_t>(units[n].salient - s * 32, 32);
             if (count <= 0) continue;
-            const auto lane = static_cast<size_t>(n % (lanes / 4) * 4 + n / (lanes / 4));
-            bits[lane] = static_cast<int32_t>(units[n].second + s * 32);
+            const int64_t lane = n % (lanes / 4) * 4 + n / (lanes / 4), bit = units[n].second + s * 32;
+            if (first < 0) slice.byte = first = bit / 8;
+            bits[static_cast<size_t>(lane)] = static_cast<int32_t>(bit);
             slice.wide |= count > 25;
+            slice.near = slice.near && !slice.wide && (bit + count - 1) / 8 - first < 64;
+            for (int64_t i = 0; slice.near && i < 4; ++i) {
+                picks.byte[lane * 4 + i] = static_cast<uint8_t>((bit / 8 - first + i) % 64);
+                picks.bit[lane * 4 + i] = static_cast<uint8_t>((lane % 2 * 32 + bit % 8 + i * 8) % 64);
+            }
         }
-        // The places themselves are filled in when the vectors have stopped growing.
+        // Where all this lies is filled in when the vectors have stopped growing.
         plan.places.insert(plan.places.end(), bits.begin(), bits.end());
+        plan.picks.push_back(picks);
         plan.slices.push_back(slice);
     }
 }
@@ -109,7 +119,9 @@ void make_sums_plan(const Plan& exact, const SumsKernels& kernels, SumsPlan& pla
     for (SumsPart& part : plan.parts) {
         part.slice = plan.slices.data() + slice;
         for (int64_t s = 0; s < part.slices; ++s, ++slice) {
-            plan.slices[static_cast<size_t>(slice)].bits = plan.places.data() + slice * lanes;
+            SumsSlice& here = plan.slices[static_cast<size_t>(slice)];
+            here.bits = plan.places.data() + slice * lanes;
+            here.picks = plan.picks.data() + slice;
         }
     }
     job.units = plan.units.data();

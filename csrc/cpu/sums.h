@@ -32,11 +32,21 @@ struct SumsUnit {
     int64_t second;   // salient columns of the units before
 };
 
+// Where the bits of 16 units are, within 64 bytes: of each unit the four bytes that hold them, and for every byte of the
+// result where its bits begin in the two units that share eight bytes.
+struct BitPicks {
+    uint8_t byte[64];
+    uint8_t bit[64];
+};
+
 // A slice is the n-th 32 columns of all units of a part. `bits` [lanes] says where a unit's part of the second plane
-// begins in the bits of a row; `wide`: some take more than 25 bits.
+// begins in the bits of a row; `wide`: some take more than 25 bits. `near`: there are 16, none wide,
+// and all lie in the 64 bytes from byte `byte` of the row on, of which `picks` is.
 struct SumsSlice {
     const int32_t* bits;
-    bool wide;
+    bool wide, near;
+    int64_t byte;
+    const BitPicks* picks;
 };
 
 // Four vectors of plane bytes: `lanes` units. The n-th unit of a part has lane n % (lanes / 4) * 4 + n / (lanes / 4) of

@@ -120,6 +120,9 @@ inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t
     return _mm256_or_si256(low, _mm256_sllv_epi32(words(p + 1), _mm256_sub_epi32(_mm256_set1_epi32(8), shift)));
 }
 
+constexpr bool kPicksBits = false;
+inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
+
 // Numbers in 16 bits are read as floats instead.
 constexpr bool kTurnsHalves = false;
 template <typename Pick>

@@ -109,6 +109,18 @@ inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t
     return _mm512_or_si512(low, _mm512_sllv_epi32(next, _mm512_sub_epi32(_mm512_set1_epi32(8), shift)));
 }
 
+// The same from 64 bytes: `picks` has four byte numbers for every sum, and for every byte of the result where its bits
+// begin in the eight bytes so picked.
+#if defined(__AVX512VBMI__)
+constexpr bool kPicksBits = true;
+inline Bytes pick_bit_words(Bytes from, const uint8_t* byte, const uint8_t* bit) {
+    return _mm512_multishift_epi64_epi8(load_columns(bit), _mm512_permutexvar_epi8(load_columns(byte), from));
+}
+#else
+constexpr bool kPicksBits = false;
+inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
+#endif
+
 // Two numbers for every sum from the 96 halves at p: those that pick.index names in the first 32, or in those after
 // them that pick.mask says.
 constexpr bool kTurnsHalves = true;

@@ -97,6 +97,9 @@ inline Bytes load_unit_words(const unsigned char* p) {
     return load_bit_words(p, 0, kBits, true);
 }
 
+constexpr bool kPicksBits = false;
+inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
+
 // Numbers in 16 bits are read as floats instead.
 constexpr bool kTurnsHalves = false;
 template <typename Pick>

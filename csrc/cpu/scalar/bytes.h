@@ -166,6 +166,9 @@ inline Bytes load_unit_words(const unsigned char* p) {
 constexpr bool kSixBits = false;
 inline Bytes look_up_six(const Bytes& table, const Bytes&) { return table; }
 
+constexpr bool kPicksBits = false;
+inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
+
 // Numbers in 16 bits are read as floats instead.
 constexpr bool kTurnsHalves = false;
 template <typename Pick>
