@@ -48,6 +48,11 @@ inline Floats load_at(const float* p, const int32_t* index) {
 
 inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 inline Floats magnitude(Floats v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+inline float largest_lane(Floats v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
 
 // The lowest eight bits of every lane.
 inline void store_low_bytes(int8_t* p, Floats v) {

@@ -49,6 +49,7 @@ inline Floats load_at(const float* p, const int32_t* index) {
 
 inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats magnitude(Floats v) { return _mm512_abs_ps(v); }
+inline float largest_lane(Floats v) { return _mm512_reduce_max_ps(v); }
 
 // The lowest eight bits of every lane.
 inline void store_low_bytes(int8_t* p, Floats v) {

@@ -49,6 +49,7 @@ inline Floats load_at(const float* p, const int32_t* index) {
 
 inline Floats larger(Floats a, Floats b) { return vmaxq_f32(a, b); }
 inline Floats magnitude(Floats v) { return vabsq_f32(v); }
+inline float largest_lane(Floats v) { return vmaxvq_f32(v); }
 
 // The lowest eight bits of every lane.
 inline void store_low_bytes(int8_t* p, Floats v) {

@@ -45,6 +45,7 @@ inline Floats load_at(const float* p, const int32_t* index) { return p[*index]; 
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats magnitude(Floats v) { return v < 0.0f ? -v : v; }
+inline float largest_lane(Floats v) { return v; }
 
 // The lowest eight bits of every lane.
 inline void store_low_bytes(int8_t* p, Floats v) { std::memcpy(p, &v, 1); }
