@@ -32,8 +32,8 @@ struct SumsUnit {
     int64_t second;   // salient columns of the units before
 };
 
-// Where the bits of 16 units are, within 64 bytes: of each unit the four bytes that hold them, and for every byte of the
-// result where its bits begin in the two units that share eight bytes.
+// Where the bits of 16 units are, within 64 bytes: of each unit the four bytes that hold them, and for every byte of
+// the result where its bits begin in the two units that share eight bytes.
 struct BitPicks {
     uint8_t byte[64];
     uint8_t bit[64];
