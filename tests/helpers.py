@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from arbllm_kernels.block import Block
-from arbllm_kernels.packed import Layout, PackedWeight
+from arbllm_kernels.packed import MAX_CODE, Layout, PackedWeight
 
 
 def random_packed(
@@ -24,6 +24,7 @@ def random_packed(
     salient: float | None = None,
     shared: bool = False,
     coded: bool = False,
+    joined: bool = False,
     ordered: bool = False,
     zero: bool = False,
     seed: int = 0,
@@ -32,7 +33,8 @@ def random_packed(
 
     `salient` is the share of salient columns per block (None: up to 40 %, another count in each block). Scales lie in
     0.5 .. 1.5, means in -0.5 .. 0.5; `zero` makes all of them zero. Format 2: `shared` column scales, `coded` 8-bit row
-    scales, an explicit column order if `ordered`.
+    scales (if `joined`, the two of a salient group add up to a code, as arb-levels makes them), an explicit column
+    order if `ordered`.
     """
     g = torch.Generator().manual_seed(seed)
     layout = Layout(
@@ -54,7 +56,10 @@ def random_packed(
         return torch.rand(*shape, generator=g) > 0.5
 
     def row_scales() -> Tensor:
-        codes = torch.randint(0, 128, (rows, layout.scales_per_block), generator=g, dtype=torch.uint8)
+        codes = torch.randint(0, MAX_CODE + 1, (rows, layout.scales_per_block), generator=g, dtype=torch.uint8)
+        if joined:
+            first, second = codes[:, : 2 * layout.salient_groups].view(rows, -1, 2).unbind(-1)
+            second.copy_((MAX_CODE - first).minimum(second))
         return codes if coded else scales(rows, layout.scales_per_block)
 
     row_base = scales(rows) if coded else None

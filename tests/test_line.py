@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from helpers import random_packed
@@ -18,10 +20,10 @@ ZONES = [(1, 1), (2, 1), (1, 2), (2, 2)]  # salient groups, salient order
 def weights(n: int, m: int, k: int) -> list[PackedWeight]:
     found = []
     for salient_groups, order in ZONES:
-        for salient in (None, 0.0, 1.0):
+        for salient, joined in itertools.product((None, 0.0, 1.0), (False, True)[:order]):
             pw = random_packed(
                 n, m, k, salient_groups=salient_groups, salient_order=order, exponent=-3, shared=True, coded=True,
-                ordered=True, salient=salient,
+                joined=joined, ordered=True, salient=salient,
             )  # fmt: skip
             pw.row_scale[: n // 2, :, :] = 0  # rows of nothing
             found.append(pw)
@@ -71,6 +73,20 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: 
             with native.forced_isa("scalar"):
                 expected = way(pw, x)
             assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), (way, pw.layout)
+
+
+@pytest.mark.parametrize("salient_groups", [1, 2])
+def test_joined_planes_where_some_blocks_cannot_be_joined(isa: str, salient_groups: int) -> None:
+    pw = random_packed(80, 1400, 512, salient_groups=salient_groups, shared=True, coded=True, joined=True, salient=0.3)
+    pw.row_scale[7, 1, :2], pw.row_scale[33] = 64, 127  # 128 and 254 in both planes together
+    x = torch.randn(3, 1400)
+    exact = x.double() @ pw.dequantize().double().T
+    rounding = 2.0**-23 * (x.double().abs() @ pw.dequantize().double().abs().T)
+    for way in (run_exact, run_int8):
+        got = way(pw, x)
+        with native.forced_isa("scalar"):
+            assert torch.equal(got.view(torch.int32), way(pw, x).view(torch.int32))
+    assert bool(((run_exact(pw, x).double() - exact).abs() <= bound(pw, x) + rounding).all())
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 65])

@@ -83,13 +83,13 @@ struct ByLine {
         : kernels(&k),
           job(&j),
           digits(aligned<int8_t>(rows * number * j.line)),
-          starts(aligned<int32_t>(rows * number * j.blocks * k.lanes)),
+          starts(aligned<int32_t>(rows * number * j.blocks * 2 * k.lanes)),
           units(aligned<double>(rows * j.blocks)),
           values(aligned<float>(j.widest)) {}
 
     bool prepare(const float* x, int64_t i, int64_t number, Row& row) const {
         int8_t* const row_digits = digits.get() + i * number * job->line;
-        int32_t* const row_starts = starts.get() + i * number * job->blocks * kernels->lanes;
+        int32_t* const row_starts = starts.get() + i * number * job->blocks * 2 * kernels->lanes;
         double* const row_units = units.get() + i * job->blocks;
         row = {row_digits, row_starts, row_units};
         return kernels->prepare(*job, x, number, values.get(), row_digits, row_starts, row_units);

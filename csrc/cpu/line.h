@@ -55,11 +55,22 @@ struct LineJob {
     // lowest, the next and the third two bits of a byte, the number of its row scale among those of the block, 8 more
     // for minus.
     alignas(64) uint8_t picks[3][3][64];
+    // And for the code sign + 2 second + 4 group of a salient column, of its first plane and of its second.
+    uint8_t joined[2][16];
+    int64_t last_pair;  // where the row scales of the last salient group stand among those of the block
+    bool joins;         // levels_join for almost all rows and blocks: elsewhere asking costs more than it saves
 };
 
+// Whether the two row scales of a salient column add up to at most 127, in every group. Both planes together are then
+// one level, u first +- u second, which instruction sets with tables of six bits look up and multiply once. (Static:
+// units of different instruction sets must not share it.)
+static inline bool levels_join(const LineJob& job, const uint8_t* scales) {
+    return scales[0] + scales[1] <= 127 && scales[job.last_pair] + scales[job.last_pair + 1] <= 127;
+}
+
 // One row of x, prepared. `digits` is [steps, number of digits, 8, bytes of a vector], most significant first; column
-// 8 i + b of a step stands at b * bytes of a vector + i. `starts` is [number of digits, blocks, lanes]: what the sums
-// begin with.
+// 8 i + b of a step stands at b * bytes of a vector + i. `starts` is [number of digits, blocks, 2,
+// lanes]: what the sums begin with, and what more where the planes of salient columns are multiplied apart.
 struct LineRow {
     const int8_t* digits;
     const int32_t* starts;

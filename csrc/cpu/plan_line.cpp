@@ -8,6 +8,14 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+bool mostly_join(const LineJob& job) {
+    const auto* scales = static_cast<const uint8_t*>(job.weight->row_scale.data);
+    const int64_t count = job.weight->rows * job.blocks;
+    int64_t joined = 0;
+    for (int64_t i = 0; i < count; ++i) joined += levels_join(job, scales + i * job.scales) ? 1 : 0;
+    return joined >= count - count / 16;
+}
+
 }  // namespace
 
 bool covers_line(const PackedView& w) {
@@ -67,6 +75,13 @@ void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& pla
                 job.picks[kind][place][i] = static_cast<uint8_t>(scales[kind] + minus);
         }
     }
+    job.last_pair = w.salient_groups > 1 ? w.salient_order : 0;
+    for (int64_t code = 0; code < 16; ++code) {
+        const int64_t first = (code >> 2 & 1) * job.last_pair;
+        job.joined[0][code] = static_cast<uint8_t>(first + ((code & 1) != 0 ? 0 : 8));
+        job.joined[1][code] = static_cast<uint8_t>(first + 1 + ((code & 2) != 0 ? 0 : 8));
+    }
+    job.joins = job.two_planes && mostly_join(job);
     job.in_place = rows_in_place(whole, kLineSpare);
     // Each row: a line of a plane, its scales, or its part of the second plane, and what may be read past their end.
     const int64_t row = std::max({job.words * 8, job.blocks * job.scales, job.salient_columns / 8 + 2});

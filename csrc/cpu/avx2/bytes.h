@@ -36,7 +36,10 @@ inline Ints dot(Ints sums, Bytes u, Bytes s) {
 }
 
 // Shifts work on 16 bits: what crosses into the neighbouring byte must be masked away.
-inline Bytes shift_left_1(Bytes v) { return _mm256_slli_epi16(v, 1); }
+template <int COUNT>
+inline Bytes shift_left(Bytes v) {
+    return _mm256_slli_epi16(v, COUNT);
+}
 template <int COUNT>
 inline Bytes shift_right(Bytes v) {
     return _mm256_srli_epi16(v, COUNT);

@@ -32,7 +32,10 @@ inline Ints no_ints() { return _mm512_setzero_si512(); }
 inline Lanes no_lanes() { return _mm512_setzero_ps(); }
 
 // Shifts work on 16 bits: what crosses into the neighbouring byte must be masked away.
-inline Bytes shift_left_1(Bytes v) { return _mm512_slli_epi16(v, 1); }
+template <int COUNT>
+inline Bytes shift_left(Bytes v) {
+    return _mm512_slli_epi16(v, COUNT);
+}
 template <int COUNT>
 inline Bytes shift_right(Bytes v) {
     return _mm512_srli_epi16(v, COUNT);

@@ -28,7 +28,10 @@ inline Lanes no_lanes() { return vdupq_n_f32(0.0f); }
 
 inline Bytes from_unsigned(uint8x16_t v) { return vreinterpretq_s8_u8(v); }
 inline uint8x16_t to_unsigned(Bytes v) { return vreinterpretq_u8_s8(v); }
-inline Bytes shift_left_1(Bytes v) { return vshlq_n_s8(v, 1); }
+template <int COUNT>
+inline Bytes shift_left(Bytes v) {
+    return vshlq_n_s8(v, COUNT);
+}
 template <int COUNT>
 inline Bytes shift_right(Bytes v) {
     return from_unsigned(vshrq_n_u8(to_unsigned(v), COUNT));

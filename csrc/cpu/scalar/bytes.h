@@ -59,8 +59,9 @@ inline Bytes look_up(const Bytes& table, const Bytes& numbers) {
     return each_byte([&](int i) { return table.at[numbers.at[i]]; });
 }
 
-inline Bytes shift_left_1(const Bytes& v) {
-    return each_byte([&](int i) { return v.at[i] * 2; });
+template <int COUNT>
+inline Bytes shift_left(const Bytes& v) {
+    return each_byte([&](int i) { return v.at[i] << COUNT; });
 }
 template <int COUNT>
 inline Bytes shift_right(const Bytes& v) {
