@@ -47,8 +47,8 @@ from arbllm_kernels.packed import PackedWeight
 # Layouts as the presets make them, with the share of salient columns that gives their bits per weight.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"salient": 0.08},
-    "compact": {"block_size": 2048, "salient": 0.27, "shared": True, "coded": True},
-    "best": {"block_size": 2048, "salient": 0.87, "shared": True, "coded": True},
+    "compact": {"block_size": 2048, "salient": 0.27, "shared": True, "coded": True, "joined": True},
+    "best": {"block_size": 2048, "salient": 0.87, "shared": True, "coded": True, "joined": True},
 }
 BATCHES = (2, 4, 8, 16, 24, 32, 64, 96, 128, 512)  # of --threshold
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576")

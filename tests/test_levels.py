@@ -131,6 +131,15 @@ def test_the_size_formula_is_the_files():
     assert packed.nbytes == nbytes(70, 200, packed.layout.block_size, packed.salient_columns)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_both_row_scales_of_a_salient_group_add_up_to_a_code(shape):
+    W, H = example(*shape)
+    codes = quantize_weight(W, H, dataclasses.replace(LEVELS, bits=None)).row_scale.int()  # every column salient
+    largest = (codes[..., 0:4:2] + codes[..., 1:4:2]).amax(-1)
+    assert int(largest.max()) <= levels.MAX_CODE
+    assert bool((largest.amax(1) > 0.8 * levels.MAX_CODE).all())  # the range is used
+
+
 def test_zero_rows_dead_inputs_and_constant_weights():
     W, H = example(20, 70)
     W[3], W[:, 5], W[7] = 0, 0, 1.0

@@ -33,7 +33,7 @@ from .factor import Factor
 
 SCALES = 6  # row scales per row and block: two planes of two salient groups, then two groups
 PANEL = 64  # columns coded before their changes are passed on by one matrix product
-MARGIN = 1.05  # room above the largest row scale of the start: later blocks also carry the errors of earlier ones
+MARGIN = 1.05  # room above the largest magnitude of the start: later blocks also carry the errors of earlier ones
 REFIT_ITERS = 4  # of a block's fit once the errors before it have moved its weights
 # magnitudes of the best 4 and 8 level quantizer of a normal variable of variance 1 (Lloyd, Max 1960), largest first
 NORMAL = {2: (1.510, 0.4528), 4: (2.152, 1.344, 0.7560, 0.2451)}
@@ -121,7 +121,7 @@ def solve(weight: Tensor, factor: Factor, cfg: QuantConfig, storage: torch.dtype
 def start(w: Tensor, salient: Tensor, d: Tensor, size: int, iters: int, storage: torch.dtype, engine: Engine) -> Coded:
     """Fit every block by itself, to learn the range of each row's scales, and round to it."""
     m, n = w.shape
-    col, rows = torch.ones(m, device=w.device), []
+    col, rows, most = torch.ones(m, device=w.device), [], w.new_zeros(n)
     importance = d.square().reciprocal()
     for a in range(0, m, size):
         here = slice(a, min(a + size, m))
@@ -133,11 +133,11 @@ def start(w: Tensor, salient: Tensor, d: Tensor, size: int, iters: int, storage:
                 c, levels = engine.fit(part, weights, *_first_guess(part, weights, 4 if flag else 2), iters)
                 col[places] = c
                 r[_zones(flag)] = _to_scales(levels)
+                most = torch.maximum(most, levels.amax(0))
         rows.append(r)
-    scales = torch.stack(rows)
-    base = (scales.amax((0, 1)) * (MARGIN / MAX_CODE)).to(storage)
+    base = (most * (MARGIN / MAX_CODE)).to(storage)
     base = base.clamp(min=torch.finfo(storage).tiny).float()
-    units = (scales / base).round().clamp(0, MAX_CODE).to(torch.uint8)
+    units = torch.cat([_to_units(r[_zones(flag)], base) for r in rows for flag in (True, False)]).view(-1, SCALES, n)
     return Coded(torch.zeros_like(w), torch.zeros_like(w, dtype=torch.uint8), col, salient, base, units)
 
 
@@ -273,8 +273,7 @@ def _refit(coded: Coded, index: int, a: int, work: Tensor, importance: Tensor, e
         levels = _to_levels(scales[_zones(flag)])
         col, levels = engine.fit(work[places], importance[places], coded.col[a + places], levels, REFIT_ITERS)
         coded.col[a + places] = col
-        units = (_to_scales(levels) / coded.base).round().clamp(0, MAX_CODE)
-        coded.units[index][_zones(flag)] = units.to(torch.uint8)
+        coded.units[index][_zones(flag)] = _to_units(_to_scales(levels), coded.base)
 
 
 def _first_guess(part: Tensor, importance: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -295,6 +294,15 @@ def _to_scales(levels: Tensor) -> Tensor:
         return levels
     half = levels.view(2, 2, -1) / 2
     return torch.stack([half[:, 0] + half[:, 1], half[:, 0] - half[:, 1]], 1).flatten(0, 1)
+
+
+def _to_units(scales: Tensor, base: Tensor) -> Tensor:
+    """Row scales [4 or 2, n] as whole multiples of the bases. The two of a salient group add up to at most MAX_CODE, so
+    that r1 + r2 is as good a number as r1: kernels then look up both planes at once."""
+    units = (scales / base).round().clamp(0, MAX_CODE)
+    if len(units) == 4:
+        units[1::2] = torch.minimum(units[1::2], MAX_CODE - units[::2])
+    return units.to(torch.uint8)
 
 
 def _to_levels(scales: Tensor) -> Tensor:
