@@ -66,7 +66,8 @@ Aligned<T> aligned(int64_t count) {
     return Aligned<T>(new (std::align_val_t(64)) T[static_cast<size_t>(count)]);
 }
 
-constexpr int64_t kRowsAtOnce = 64;  // rows of x that are prepared before the weight is read
+constexpr int64_t kRowsAtOnce = 64;    // rows of x that are prepared before the weight is read
+constexpr int64_t kRowsPerPiece = 16;  // at least so many rows of the weight for a thread
 
 // Of both ways: rows of x as they are prepared, which lie behind one another.
 struct ByLine {
@@ -169,8 +170,8 @@ Status multiply_whole(const Way& way, int64_t number, const float* x, int64_t ba
             ++t.count;
         }
         const int64_t useful = std::max<int64_t>(1, w.rows * w.cols * t.count * number / kWholeWeightsPerThread);
-        const Status status =
-            parallel_for(t.count > 0 ? w.rows : 0, kLinePanel, std::min(threads, useful), multiply_whole_rows<Way>, &t);
+        const Status status = parallel_for(t.count > 0 ? w.rows : 0, kRowsPerPiece, std::min(threads, useful),
+                                           multiply_whole_rows<Way>, &t);
         if (status != Status::ok) return status;
         done += t.count;
     }

@@ -18,7 +18,7 @@ namespace arb {
 constexpr int64_t kLineMinBlock = 512;  // narrower blocks would leave most of a line empty
 constexpr int64_t kLineSpare = 160;     // bytes that may be read past the end of a row
 constexpr int64_t kMaxDigits = 3;
-constexpr int64_t kLinePanel = 16;     // rows of the weight that meet a part of x in turn; a multiple of four
+constexpr int64_t kLinePanel = 32;     // rows of the weight that meet a part of x in turn; a multiple of four
 constexpr int64_t kLineTile = 8;       // most rows of x that share the unpacking of the bits, of one digit
 constexpr int64_t kExactLineTile = 4;  // and of three: no fewer lines of digits in all
 

@@ -105,6 +105,9 @@ void make_sums_plan(const Plan& exact, const SumsKernels& kernels, SumsPlan& pla
         SumsPart part{};
         part.line = job.lines;
         add_slices(plan.units.data() + q * lanes, lanes, plan, part);
+        for (int64_t n = 0; n < lanes; ++n) {
+            if (plan.units[static_cast<size_t>(q * lanes + n)].columns > 0) part.steps = n / (lanes / 4) + 1;
+        }
         for (int64_t p = 0; p < job.passes; ++p) {
             job.lines += job.pass[p].terms * (job.pass[p].salient ? part.slices : 4);
         }

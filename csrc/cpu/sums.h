@@ -54,6 +54,7 @@ struct SumsSlice {
 struct SumsPart {
     const SumsSlice* slice;
     int64_t slices;  // that hold salient columns
+    int64_t steps;   // vectors that hold columns
     int64_t line;    // the first of a prepared row
 };
 
