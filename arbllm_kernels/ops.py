@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import gpu
@@ -162,7 +161,7 @@ def _tiles(packed: Any, rows: int, cols: int, stored: bool, threads: int) -> Ite
 
     All are made in the same memory: new memory costs twice as much time as what is written to it.
     """
-    buffer = torch.empty(tiles(rows, cols)[0][1], cols, dtype=torch.float32)
+    buffer = torch.empty(tiles(rows, cols)[0][1], cols, dtype=torch.float32, device="cpu")
     for first, last in tiles(rows, cols):
         tile = buffer[: last - first]
         extension.dequantize(packed, first, last, stored, tile.data_ptr(), threads)
@@ -174,7 +173,7 @@ def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     if x.numel() >= dense_batches(packed, cols)[activations() == "int8"] * cols:
         return dense_product(x, args, packed)
     flat = _as_rows(x, cols)
-    y = torch.empty(*x.shape[:-1], args[-1][0], dtype=torch.float32)
+    y = torch.empty(*x.shape[:-1], args[-1][0], dtype=torch.float32, device="cpu")
     multiply(extension.Weight(packed), flat, y, flat.shape[0])
     return y.to(x.dtype)
 
@@ -188,33 +187,29 @@ def dense_product(x: Tensor, args: Sequence[Any], packed: Any) -> Tensor:
     single = _as(torch.float32, x)
     single = single.index_select(-1, args[-3]) if stored else single
     threads = torch.get_num_threads()
-    if rows * cols <= TILE_WEIGHTS:  # a small layer: every call to torch counts
-        W = torch.empty(rows, cols, dtype=torch.float32)
-        extension.dequantize(packed, 0, rows, stored, W.data_ptr(), threads)
-        return _as(x.dtype, F.linear(single, W))
     # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
-    y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32)
+    y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device="cpu")
     flat, out = single.reshape(-1, cols), y.view(-1, rows)
     for first, last, tile in _tiles(packed, rows, cols, stored, threads):
-        torch.mm(flat, tile.t(), out=out[:, first:last])
-    return y.to(x.dtype)
+        torch.mm(flat, tile.t(), out=out[:, first:last])  # with out=, autocast leaves it alone
+    return _as(x.dtype, y)
 
 
 def _linear_input_grad_cpu(dy: Tensor, *args: Any) -> Tensor:
     rows, cols = args[-1][0], args[-1][1]
     packed, threads = view(args), torch.get_num_threads()
     flat = _as_rows(dy, rows)
-    stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32)
+    stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32, device="cpu")
     for first, last, tile in _tiles(packed, rows, cols, True, threads):
         stored.addmm_(flat[:, first:last], tile)
-    dx = torch.empty(*dy.shape[:-1], cols, dtype=torch.float32)
+    dx = torch.empty(*dy.shape[:-1], cols, dtype=torch.float32, device="cpu")
     dx.view(flat.shape[0], cols).index_copy_(1, args[-3].long(), stored)
     return dx.to(dy.dtype)
 
 
 def _dequantize_cpu(*args: Any) -> Tensor:
     rows, cols = args[-1][0], args[-1][1]
-    dense = torch.empty(rows, cols, dtype=torch.float32)
+    dense = torch.empty(rows, cols, dtype=torch.float32, device="cpu")
     extension.dequantize(view(args), 0, rows, False, dense.data_ptr(), torch.get_num_threads())
     return dense
 

@@ -41,6 +41,26 @@ def test_half_precision_x_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(layer(x), layer(x.float()).to(dtype))
 
 
+@pytest.mark.parametrize("batch", [1, 5, 40])
+@pytest.mark.parametrize("where", ["meta", "autocast"])
+def test_the_surroundings_change_nothing(batch: int, where: str) -> None:
+    """A default device other than the CPU, and autocast: products stay on the CPU and in float32."""
+    pw, x = random_packed(33, 200), torch.randn(batch, 200)
+    layer = ARBLinear(pw)
+    around = torch.device("meta") if where == "meta" else torch.autocast("cpu", dtype=torch.bfloat16)
+    with torch.no_grad():
+        expected = layer(x)
+        with around:
+            found = layer(x)
+            through_op = linear(x, pw)
+    assert torch.equal(found, expected) and torch.equal(through_op, expected)
+    leaf = x.clone().requires_grad_()
+    with around:
+        y = layer(leaf)
+    y.sum().backward()
+    torch.testing.assert_close(leaf.grad, pw.dequantize().sum(0).expand(batch, -1), rtol=1e-5, atol=1e-4)
+
+
 def test_wrong_inputs_name_the_fault() -> None:
     layer = make_layer()
     with pytest.raises(InputError, match=r"x \[2, 71\] times a packed weight \[12, 70\]: .* must be 70"):

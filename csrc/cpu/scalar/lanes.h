@@ -12,7 +12,7 @@ using Doubles = double __attribute__((vector_size(16)));  // half as many
 using HalfFloats = float __attribute__((vector_size(8)));
 using HalfInts = int32_t __attribute__((vector_size(8)));
 
-// Comparisons of the lanes at p with x.
+// Comparisons, lane by lane.
 using Mask = Ints;
 inline Mask below(Floats v, Floats x) { return v < x; }
 inline bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
