@@ -189,9 +189,14 @@ def dense_product(x: Tensor, args: Sequence[Any], packed: Any) -> Tensor:
     threads = torch.get_num_threads()
     # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
     y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device="cpu")
-    flat, out = single.reshape(-1, cols), y.view(-1, rows)
+    flat, out = single.reshape(-1, cols), y.view(-1, rows)  # with out=, autocast leaves products alone
+    if rows * cols <= TILE_WEIGHTS:  # one tile: a small layer, in which every call to torch counts
+        W = torch.empty(rows, cols, dtype=torch.float32, device="cpu")
+        extension.dequantize(packed, 0, rows, stored, W.data_ptr(), threads)
+        torch.mm(flat, W.t(), out=out)
+        return _as(x.dtype, y)
     for first, last, tile in _tiles(packed, rows, cols, stored, threads):
-        torch.mm(flat, tile.t(), out=out[:, first:last])  # with out=, autocast leaves it alone
+        torch.mm(flat, tile.t(), out=out[:, first:last])
     return _as(x.dtype, y)
 
 
