@@ -32,11 +32,15 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
     if y is NotImplemented:
         if args[0].device.type != "cpu":
             return None, None
-        packed = view(args)
-        limits = ops.dense_batches(packed, args[-1][1])
-        bound = extension.Bound(tuple(args[:-1]), packed, limits, _warn, lambda x: ops.dense_product(x, args, packed))
+        bound = _bind(args)
         y = bound.product(x, args, int8, threads)
     return y, bound
+
+
+def _bind(args: PackedArgs) -> Any:
+    packed = view(args)
+    limits = ops.dense_batches(packed, args[-1][1])
+    return extension.Bound(tuple(args[:-1]), packed, limits, _warn, lambda x: ops.dense_product(x, args, packed))
 
 
 def _warn() -> None:

@@ -103,13 +103,14 @@ class Bound {
         int64_t batch = 1;
         for (Py_ssize_t i = 0; i + 1 < dims; ++i) batch *= size(shape, i);
         if (!is_true(get(x, t.is_cpu)) || !is_true(call(x, t.is_contiguous))) return py::none();
-        if (address(x) == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
+        const uintptr_t from = address(x);
+        if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         if (batch >= limits_[int8 ? 1 : 0]) return dense_(x);
         py::object flat = py::reinterpret_borrow<py::object>(x);
         if (!is_float) flat = checked(PyObject_CallMethodOneArg(x.ptr(), t.to.ptr(), t.float32.ptr()));
         const py::object y = empty_like_rows(flat, shape, dims);
         if (int8 && !covers_int8_) call(not_covered_);
-        gemm(weight_, address(flat), batch, address(y), threads, int8);
+        gemm(weight_, is_float ? from : address(flat), batch, address(y), threads, int8);
         return is_float ? y : checked(PyObject_CallMethodOneArg(y.ptr(), t.to.ptr(), dtype.ptr()));
     }
 
