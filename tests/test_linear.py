@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from helpers import random_packed
 from torch import nn
 
+from arbllm_kernels import ops
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.linear import ARBLinear, linear
 from arbllm_kernels.packed import PARTS
@@ -41,12 +42,13 @@ def test_half_precision_x_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(layer(x), layer(x.float()).to(dtype))
 
 
-@pytest.mark.parametrize("batch", [1, 5, 40])
+@pytest.mark.parametrize(("batch", "tile"), [(1, 1 << 22), (5, 1 << 22), (40, 1 << 22), (40, 1000)])
 @pytest.mark.parametrize("where", ["meta", "autocast"])
-def test_the_surroundings_change_nothing(batch: int, where: str) -> None:
-    """A default device other than the CPU, and autocast: products stay on the CPU and in float32."""
+def test_the_surroundings_change_nothing(batch: int, tile: int, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default device other than the CPU, and autocast: products stay on the CPU and in float32, in any tiles."""
+    monkeypatch.setattr(ops, "TILE_WEIGHTS", tile)
     pw, x = random_packed(33, 200), torch.randn(batch, 200)
-    layer = ARBLinear(pw)
+    layer, dense = ARBLinear(pw), pw.dequantize()
     around = torch.device("meta") if where == "meta" else torch.autocast("cpu", dtype=torch.bfloat16)
     with torch.no_grad():
         expected = layer(x)
@@ -56,9 +58,8 @@ def test_the_surroundings_change_nothing(batch: int, where: str) -> None:
     assert torch.equal(found, expected) and torch.equal(through_op, expected)
     leaf = x.clone().requires_grad_()
     with around:
-        y = layer(leaf)
-    y.sum().backward()
-    torch.testing.assert_close(leaf.grad, pw.dequantize().sum(0).expand(batch, -1), rtol=1e-5, atol=1e-4)
+        layer(leaf).sum().backward()
+    torch.testing.assert_close(leaf.grad, dense.sum(0).expand(batch, -1), rtol=1e-5, atol=1e-4)
 
 
 def test_wrong_inputs_name_the_fault() -> None:

@@ -23,7 +23,6 @@ constexpr int64_t kSumsSpare = 320;    // bytes that may be read past the end of
 constexpr int64_t kSumsTile = 2;       // rows of x that share the unpacking of the bits
 constexpr int64_t kSumsPanel = 16;     // rows of the weight that take turns with a part of x too long for the cache
 constexpr int64_t kMaxKinds = 10;      // 6 row scales, 4 means
-constexpr int64_t kMaxCopies = 5;      // of x, each times other column scales
 
 struct SumsUnit {
     int64_t first;    // storage position
