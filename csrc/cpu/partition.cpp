@@ -5,13 +5,15 @@
 #include <vector>
 
 #include "arb/solver.h"
-#include "row_sets.h"
 #include "sum_rows.h"
+#include "thresholds.h"
 
 namespace arb {
 namespace {
 
 struct SalientRows {
+    static constexpr bool kWithColumns = false;
+
     const Entries& entries;
     const int64_t* ranked;
     int64_t count;  // candidates
@@ -20,7 +22,7 @@ struct SalientRows {
         const SalientRows& of;
         const SolverKernels& kernels;
         std::vector<float> top, top_values;
-        std::vector<double> top_sums;
+        std::vector<double> top_sums, gain;  // gain: [candidates, kLanes]
 
         void operator()(const SortedRows& rows, int64_t first, double* gains) {
             for (int64_t lane = 0; lane < kLanes; ++lane) {
@@ -30,37 +32,33 @@ struct SalientRows {
                     top[static_cast<size_t>(c * kLanes + lane)] = s;
                 }
             }
-            kernels.salient_gains(rows.tile(), top.data(), of.count, top_values.data(), top_sums.data(), gains);
+            kernels.salient_gains(rows.tile(), top.data(), of.count, top_values.data(), top_sums.data(), gain.data());
+            for (int64_t i = 0; i < of.count * kLanes; ++i) gains[i / kLanes] += gain[static_cast<size_t>(i)];
         }
     };
 
     Worker worker(const SolverKernels& kernels) const {
         const auto size = static_cast<size_t>((count + 1) * kLanes);
-        return {*this, kernels, std::vector<float>(size), std::vector<float>(size), std::vector<double>(size)};
+        return {*this,
+                kernels,
+                std::vector<float>(size),
+                std::vector<float>(size),
+                std::vector<double>(size),
+                std::vector<double>(size)};
     }
 };
 
 struct SplitRows {
-    const std::vector<Threshold>& thresholds;
+    static constexpr bool kWithColumns = false;
+
+    const ThresholdList& thresholds;
     int64_t order;
 
-    struct Worker {
-        const SplitRows& of;
-        const SolverKernels& kernels;
-        std::vector<int32_t> places;  // [3, thresholds, kLanes]
-        std::vector<double> gain;
-
-        void operator()(const SortedRows& rows, int64_t, double* gains) {
-            const size_t size = gain.size();
-            const SplitMemory memory{&places[0], &places[size], &places[2 * size], gain.data()};
-            const auto count = static_cast<int64_t>(of.thresholds.size());
-            kernels.split_gains(rows.tile(), of.thresholds.data(), count, of.order, memory, gains);
-        }
-    };
-
-    Worker worker(const SolverKernels& kernels) const {
-        const size_t size = thresholds.size() * static_cast<size_t>(kLanes);
-        return {*this, kernels, std::vector<int32_t>(3 * size), std::vector<double>(size)};
+    auto worker(const SolverKernels& kernels) const {
+        return [this, &kernels, room = SplitRoom(thresholds.all().size)](const SortedRows& rows, int64_t,
+                                                                         double* gains) mutable {
+            kernels.split_gains(rows.tile(), thresholds.all(), order, room.memory(), gains);
+        };
     }
 };
 
@@ -139,8 +137,8 @@ Status split_gains(const Entries& entries, const float* thresholds, int64_t coun
                    double* gains) {
     if (!is_valid(entries) || threads < 1 || count < 1 || order < 1 || order > 2) return Status::bad_range;
     try {
-        const std::vector<Threshold> ranges = threshold_ranges(thresholds, count);
-        return sum_rows(entries, SplitRows{ranges, order}, count, threads, gains);
+        const ThresholdList list(thresholds, count);
+        return sum_rows(entries, SplitRows{list, order}, count, threads, gains);
     } catch (const std::bad_alloc&) {
         return Status::out_of_memory;
     }

@@ -15,17 +15,40 @@ struct SortedTile {
     const double* sums;     // [cols + 1, kLanes]
     const int32_t* counts;  // [kLanes]
     int64_t cols;
+    int64_t rows;            // lanes that are rows; those after them hold zeros
+    const int32_t* columns;  // [cols, kLanes]: which column each entry is; null where nobody asks
 };
 
-// |s| < t is a range of a sorted row: from `first` (just above -t, which is on the high side) to below t.
-struct Threshold {
-    double first, last;
+// |s| < t is a range of a sorted row: from `first` (just above -t, which is on the high side) to below `last` = t.
+// The last one repeats to fill a multiple of kLanes.
+struct Thresholds {
+    int64_t size;
+    const float *first, *last;  // [size]
 };
 
-// What split_gains works in: [count, kLanes] each.
+// What judging the splits of a row works in: [thresholds] each.
 struct SplitMemory {
     int32_t *event, *first, *last;
     double* gain;
+};
+
+// What judging splits by outputs needs besides sorted rows; see output_costs in arb/solver.h.
+struct OutputRows {
+    int64_t cols, stride;  // stride: a multiple of kLanes * 4
+    const float* S;        // [cols, stride]
+    const double* z;       // [rows, cols]
+};
+
+// What output_costs works in, for one row. Cuts and pairs of them: see trace.inc.
+constexpr int kCuts = 4, kCutPairs = 6;
+struct OutputMemory {
+    SplitMemory split;     // whose gains are costs here
+    int32_t* sign_change;  // [2, thresholds]: of the low side and of the high one
+    double* fall;          // [kCuts + 1, thresholds]: of the level at each cut and at the end of the row
+    double* meet;          // [kCutPairs, thresholds]
+    double* alone;         // [3, cols + 1]
+    int32_t* order;        // [cols]
+    float* sums;           // [cols + 1, stride]
 };
 
 // Some rows of a zone that ARB-RC fits. Rows are `stride` long, a multiple of kLanes. With two planes entries that are
@@ -43,18 +66,22 @@ struct RankOneRows {
 enum class Turn { start, alternate, planes };
 
 struct SolverKernels {
-    // Orders every lane of values [cols, kLanes] and sums it up.
-    void (*sort)(int64_t cols, float* values, double* sums);
+    // Orders every lane of values [cols, kLanes], and unless null the columns [cols, kLanes] with them, and sums it up.
+    void (*sort)(int64_t cols, float* values, int32_t* columns, double* sums);
 
-    // gains[c - 1] [., kLanes] += what the lane's first c of `count` top entries gain as one part, and the others as
+    // gains[c - 1] [., kLanes]: what the lane's first c of `count` top entries gain as one part, and the others as
     // another; see salient_gains. top: [count, kLanes], count < cols; top_values
     // and top_sums are memory for [count + 1, kLanes].
     void (*salient_gains)(const SortedTile& rows, const float* top, int64_t count, float* top_values, double* top_sums,
                           double* gains);
 
-    // gains[q] [., kLanes] += what thresholds[q] gains with `order` planes on both sides.
-    void (*split_gains)(const SortedTile& rows, const Threshold* thresholds, int64_t count, int64_t order,
-                        const SplitMemory& memory, double* gains);
+    // gains[q] += what the q-th threshold gains with `order` planes on both sides.
+    void (*split_gains)(const SortedTile& rows, const Thresholds& thresholds, int64_t order, const SplitMemory& memory,
+                        double* gains);
+
+    // costs[q] += what the q-th threshold costs by outputs.
+    void (*output_costs)(const SortedTile& tile, const OutputRows& rows, const Thresholds& thresholds,
+                         const OutputMemory& memory, double* costs);
 
     // Which of four classes each weight of a row belongs to: class_of[i] from cut[i - 1] on, up to cut[i], which
     // ascend. Bit 1 of the class goes to first, bit 0 to second, if there is one.

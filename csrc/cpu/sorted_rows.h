@@ -31,12 +31,15 @@ struct SortedRow {
 // The members of up to kLanes rows.
 class SortedRows {
   public:
-    SortedRows(int64_t cols, const SolverKernels& kernels);
+    // `with_columns`: tiles say which column each entry is.
+    SortedRows(int64_t cols, const SolverKernels& kernels, bool with_columns = false);
 
     // Takes rows first .. first + kLanes - 1; those past the last row are rows of zeros.
     void take(const Entries& entries, int64_t first);
 
-    SortedTile tile() const { return {values_.data(), sums_.data(), counts_, cols_}; }
+    SortedTile tile() const {
+        return {values_.data(), sums_.data(), counts_, cols_, rows_, columns_.empty() ? nullptr : columns_.data()};
+    }
     SortedRow row(int64_t lane) const { return {values_.data() + lane, sums_.data() + lane, counts_[lane]}; }
 
   private:
@@ -44,9 +47,11 @@ class SortedRows {
 
     const SolverKernels& kernels_;
     int64_t cols_;
-    std::vector<float> values_;  // [cols + 1, kLanes], infinite past a row's end
-    std::vector<double> sums_;   // [cols + 1, kLanes]
+    std::vector<float> values_;     // [cols + 1, kLanes], infinite past a row's end
+    std::vector<double> sums_;      // [cols + 1, kLanes]
+    std::vector<int32_t> columns_;  // [cols, kLanes] or empty
     int32_t counts_[kLanes] = {};
+    int64_t rows_ = 0;
 };
 
 }  // namespace arb

@@ -20,8 +20,8 @@ inline int64_t chunk_rows(int64_t rows) {
     return (tiles + kMaxChunks - 1) / kMaxChunks * kLanes;
 }
 
-// Tiles::worker() is made once per piece of work; worker(sorted rows, number of the first, gains [count, kLanes]) adds
-// to the gains, lane by lane.
+// Tiles::worker() is made once per piece of work; worker(sorted rows, number of the first, gains) adds to the gains:
+// [count], and room up to a multiple of kLanes. Tiles::kWithColumns: whether it wants to know columns.
 template <typename Tiles>
 struct Sum {
     const Entries& entries;
@@ -36,8 +36,8 @@ template <typename Tiles>
 Status sum_chunks(void* context, int64_t begin, int64_t end) {
     const auto& sum = *static_cast<const Sum<Tiles>*>(context);
     try {
-        SortedRows sorted(sum.entries.cols, sum.kernels);
-        std::vector<double> gains(static_cast<size_t>(sum.count * kLanes));
+        SortedRows sorted(sum.entries.cols, sum.kernels, Tiles::kWithColumns);
+        std::vector<double> gains(static_cast<size_t>((sum.count + kLanes - 1) / kLanes * kLanes));
         auto add_tile = sum.tiles.worker(sum.kernels);
         for (int64_t c = begin; c < end; ++c) {
             std::fill(gains.begin(), gains.end(), 0.0);
@@ -46,11 +46,7 @@ Status sum_chunks(void* context, int64_t begin, int64_t end) {
                 sorted.take(sum.entries, first);
                 add_tile(sorted, first, gains.data());
             }
-            for (int64_t q = 0; q < sum.count; ++q) {
-                double total = 0;
-                for (int64_t lane = 0; lane < kLanes; ++lane) total += gains[static_cast<size_t>(q * kLanes + lane)];
-                sum.partial[c * sum.count + q] = total;
-            }
+            std::copy(gains.begin(), gains.begin() + sum.count, sum.partial + c * sum.count);
         }
     } catch (const std::bad_alloc&) {
         return Status::out_of_memory;

@@ -16,13 +16,33 @@ using HalfInts = int32_t __attribute__((vector_size(16)));
 
 using Mask = Ints;
 inline Mask below(Floats v, Floats x) { return v < x; }
+inline Mask equal(Floats v, Floats x) { return v == x; }
 inline bool any(Mask m) { return _mm256_movemask_ps(reinterpret_cast<__m256>(m)) != 0; }
 inline bool all(Mask m) { return _mm256_movemask_ps(reinterpret_cast<__m256>(m)) == 0xff; }
 inline Ints add_one(Ints counts, Mask m) { return counts - m; }
+
+// Conversions.
+inline Doubles widen(HalfFloats v) { return _mm256_cvtps_pd(reinterpret_cast<__m128>(v)); }
+inline Doubles widen(HalfInts v) { return _mm256_cvtepi32_pd(reinterpret_cast<__m128i>(v)); }
+inline HalfFloats narrow(Doubles v) {
+    return reinterpret_cast<HalfFloats>(_mm256_cvtpd_ps(reinterpret_cast<__m256d>(v)));
+}
+
+// The two halves of a vector, and a vector of two halves.
+inline HalfFloats lower(Floats v) { return _mm256_castps256_ps128(v); }
+inline HalfFloats upper(Floats v) { return _mm256_extractf128_ps(v, 1); }
+inline HalfInts lower(Ints v) {
+    return reinterpret_cast<HalfInts>(_mm256_castsi256_si128(reinterpret_cast<__m256i>(v)));
+}
+inline HalfInts upper(Ints v) {
+    return reinterpret_cast<HalfInts>(_mm256_extracti128_si256(reinterpret_cast<__m256i>(v), 1));
+}
+inline Floats join(HalfFloats low, HalfFloats high) { return _mm256_set_m128(high, low); }
 
 // Lane l: p[index[l]].
 inline Doubles at(const double* p, HalfInts index) {
     return _mm256_i32gather_pd(p, reinterpret_cast<__m128i>(index), 8);
 }
+inline Floats at(const float* p, Ints index) { return _mm256_i32gather_ps(p, reinterpret_cast<__m256i>(index), 4); }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "../classify.inc"
 #include "../rank_one.inc"
 #include "../search.inc"
+#include "../trace.inc"
 
-const arb::SolverKernels arb::avx2_solver = {sort,          salient_gains, split_gains,  classify,
-                                             rank_one_take, rank_one_pass, rank_one_give};
+const arb::SolverKernels arb::avx2_solver = {sort,     salient_gains, split_gains,   output_costs,
+                                             classify, rank_one_take, rank_one_pass, rank_one_give};

@@ -15,11 +15,25 @@ using HalfInts = int32_t __attribute__((vector_size(8)));
 // Comparisons, lane by lane.
 using Mask = Ints;
 inline Mask below(Floats v, Floats x) { return v < x; }
+inline Mask equal(Floats v, Floats x) { return v == x; }
 inline bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
 inline bool all(Mask m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
 inline Ints add_one(Ints counts, Mask m) { return counts - m; }
 
+// Conversions.
+inline Doubles widen(HalfFloats v) { return __builtin_convertvector(v, Doubles); }
+inline Doubles widen(HalfInts v) { return __builtin_convertvector(v, Doubles); }
+inline HalfFloats narrow(Doubles v) { return __builtin_convertvector(v, HalfFloats); }
+
+// The two halves of a vector, and a vector of two halves.
+inline HalfFloats lower(Floats v) { return HalfFloats{v[0], v[1]}; }
+inline HalfFloats upper(Floats v) { return HalfFloats{v[2], v[3]}; }
+inline HalfInts lower(Ints v) { return HalfInts{v[0], v[1]}; }
+inline HalfInts upper(Ints v) { return HalfInts{v[2], v[3]}; }
+inline Floats join(HalfFloats low, HalfFloats high) { return Floats{low[0], low[1], high[0], high[1]}; }
+
 // Lane l: p[index[l]].
 inline Doubles at(const double* p, HalfInts index) { return Doubles{p[index[0]], p[index[1]]}; }
+inline Floats at(const float* p, Ints index) { return Floats{p[index[0]], p[index[1]], p[index[2]], p[index[3]]}; }
 
 }  // namespace
