@@ -13,6 +13,7 @@ from arbllm_kernels import native_solver
 from arbllm_kernels.config import QuantConfig
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.methods import corrected, hessian_factor, levels, quantize_weight
+from arbllm_kernels.native import active_isa, available_isas, forced_isa
 
 LEVELS = QuantConfig(method="arb-levels", block_size=128, iters=8)
 SHAPES = [(1, 1), (3, 5), (40, 64), (70, 130), (33, 200), (9, 321)]
@@ -60,14 +61,25 @@ def test_threads_change_nothing():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("isa", [name for name, here in available_isas().items() if here])
+@pytest.mark.parametrize("shape", [(1, 3), (37, 20), (2100, 9)])
+def test_instruction_sets_change_nothing(isa, shape):
+    W, H = example(*shape)
+    with forced_isa("scalar"):
+        expected = native_result(W, H, 1)
+    with forced_isa(isa):
+        assert active_isa() == isa
+        assert torch.equal(native_result(W, H, 1), expected)
+
+
 def native_result(W: Tensor, H: Tensor, threads: int) -> Tensor:
     """Fit and sweep of csrc alone: torch's own products may depend on the number of threads."""
     torch.set_num_threads(threads)
     work = W.T.contiguous()
     col, fitted = levels._first_guess(work, torch.ones(len(work)), 4)
     col, fitted = native_solver.fit_levels(work, torch.ones(len(work)), col, fitted, 3)
-    scales = torch.cat([levels._to_scales(fitted), torch.zeros(2, work.shape[1])])
-    coupling, salient = H / H.diagonal(), torch.ones(len(work), dtype=torch.bool)
+    scales = torch.cat([levels._to_scales(fitted), fitted[::2]])
+    coupling, salient = H / H.diagonal(), torch.arange(len(work)) % 3 > 0
     col, value, code, change = native_solver.sweep_levels(work, None, coupling, scales, col, salient, torch.float16)
     return torch.cat([col[:, None], value, code.float(), change], 1)
 

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "arb/solver.h"
+
 namespace arb {
 
 constexpr int64_t kLanes = 16;
@@ -63,6 +65,15 @@ struct RankOneRows {
     float* sums;             // [2, stride]: numerators and denominators of new column scales, which are added to
 };
 
+// Row scales of arb-levels, [levels, count]. With `pairs` the levels are the first of two row scales plus and minus the
+// second.
+struct LevelRows {
+    const float* scale;
+    int64_t count;
+    int64_t levels;  // 2 or 4
+    bool pairs;      // four levels only
+};
+
 enum class Turn { start, alternate, planes };
 
 struct SolverKernels {
@@ -98,6 +109,18 @@ struct SolverKernels {
     // A plane as bytes, 1 for +1; bits: [rows, cols], meaningful for members.
     void (*rank_one_give)(const RankOneRows& rows, int64_t o, const float* s, int64_t cols, int64_t order,
                           uint8_t* bits);
+
+    // sums[0] += sum |target| * unit, sums[1] += sum unit^2 over rows begin .. end - 1 of a column, where `unit` is the
+    // level nearest to |target| at column scale `col`, divided by it. begin: a multiple of kLanes.
+    void (*column_sums)(const LevelRows& rows, const float* target, float col, int64_t begin, int64_t end,
+                        double* sums);
+
+    // New row magnitudes for rows begin .. end - 1; see fit_levels. begin: a multiple of kLanes.
+    void (*fit_level_rows)(const LevelsFit& part, int64_t begin, int64_t end);
+
+    // Codes rows begin .. end - 1 of column j at scale `col` and passes their changes on; see sweep_levels.
+    void (*code_column)(const LevelRows& rows, const LevelsSweep& panel, int64_t j, float col, int64_t begin,
+                        int64_t end);
 };
 
 extern const SolverKernels scalar_solver;

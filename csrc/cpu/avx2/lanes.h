@@ -39,6 +39,17 @@ inline HalfInts upper(Ints v) {
 }
 inline Floats join(HalfFloats low, HalfFloats high) { return _mm256_set_m128(high, low); }
 
+// a where the mask is set, else b.
+inline Floats select(Mask m, Floats a, Floats b) { return m ? a : b; }
+
+// Adds x to v where that half of the mask is set.
+template <int HALF>
+inline Doubles add_where(Doubles v, Mask m, Doubles x) {
+    const __m128i half = reinterpret_cast<__m128i>(HALF == 0 ? lower(m) : upper(m));
+    const __m256d mask = _mm256_castsi256_pd(_mm256_cvtepi32_epi64(half));
+    return v + reinterpret_cast<Doubles>(_mm256_and_pd(x, mask));
+}
+
 // Lane l: p[index[l]].
 inline Doubles at(const double* p, HalfInts index) {
     return _mm256_i32gather_pd(p, reinterpret_cast<__m128i>(index), 8);

@@ -6,6 +6,8 @@
 #include "../rank_one.inc"
 #include "../search.inc"
 #include "../trace.inc"
+#include "../weight_levels.inc"
 
-const arb::SolverKernels arb::avx2_solver = {sort,     salient_gains, split_gains,   output_costs,
-                                             classify, rank_one_take, rank_one_pass, rank_one_give};
+const arb::SolverKernels arb::avx2_solver = {::sort,        ::salient_gains,  ::split_gains,   ::output_costs,
+                                             ::classify,    ::rank_one_take,  ::rank_one_pass, ::rank_one_give,
+                                             ::column_sums, ::fit_level_rows, ::code_column};

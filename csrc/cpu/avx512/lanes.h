@@ -42,6 +42,15 @@ inline HalfInts upper(Ints v) {
 }
 inline Floats join(HalfFloats low, HalfFloats high) { return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1); }
 
+// a where the mask is set, else b.
+inline Floats select(Mask m, Floats a, Floats b) { return _mm512_mask_blend_ps(m, b, a); }
+
+// Adds x to v where that half of the mask is set.
+template <int HALF>
+inline Doubles add_where(Doubles v, Mask m, Doubles x) {
+    return _mm512_mask_add_pd(v, static_cast<__mmask8>(m >> (8 * HALF)), v, x);
+}
+
 // Lane l: p[index[l]]. (Without a mask GCC leaves open what the result overwrites, and each waits for the last.)
 inline Doubles at(const double* p, HalfInts index) {
     return _mm512_mask_i32gather_pd(_mm512_setzero_pd(), 0xff, reinterpret_cast<__m256i>(index), p, 8);

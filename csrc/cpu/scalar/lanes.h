@@ -32,6 +32,15 @@ inline HalfInts lower(Ints v) { return HalfInts{v[0], v[1]}; }
 inline HalfInts upper(Ints v) { return HalfInts{v[2], v[3]}; }
 inline Floats join(HalfFloats low, HalfFloats high) { return Floats{low[0], low[1], high[0], high[1]}; }
 
+// a where the mask is set, else b.
+inline Floats select(Mask m, Floats a, Floats b) { return m ? a : b; }
+
+// Adds x to v where that half of the mask is set.
+template <int HALF>
+inline Doubles add_where(Doubles v, Mask m, Doubles x) {
+    return Doubles{m[2 * HALF] != 0 ? v[0] + x[0] : v[0], m[2 * HALF + 1] != 0 ? v[1] + x[1] : v[1]};
+}
+
 // Lane l: p[index[l]].
 inline Doubles at(const double* p, HalfInts index) { return Doubles{p[index[0]], p[index[1]]}; }
 inline Floats at(const float* p, Ints index) { return Floats{p[index[0]], p[index[1]], p[index[2]], p[index[3]]}; }
