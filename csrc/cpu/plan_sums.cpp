@@ -31,6 +31,8 @@ void add_slices(const SumsUnit* units, int64_t lanes, SumsPlan& plan, SumsPart& 
     int64_t most = 0;
     for (int64_t n = 0; n < lanes; ++n) most = std::max(most, units[n].salient);
     part.slices = divide_up(most, 32);
+    if (part.slices > 0) part.width = 2 * divide_up(divide_up(most, part.slices), 8);
+    const int64_t columns = 4 * part.width;
     for (int64_t s = 0; s < part.slices; ++s) {
         SumsSlice slice{};
         BitPicks picks{};
@@ -38,16 +40,16 @@ void add_slices(const SumsUnit* units, int64_t lanes, SumsPlan& plan, SumsPart& 
         int64_t first = -1;
         slice.near = lanes == 16;
         for (int64_t n = 0; n < lanes; ++n) {  // their bits follow one another
-            const int64_t count = std::min<int64_t>(units[n].salient - s * 32, 32);
+            const int64_t count = std::min<int64_t>(units[n].salient - s * columns, columns);
             if (count <= 0) continue;
-            const int64_t lane = n % (lanes / 4) * 4 + n / (lanes / 4), bit = units[n].second + s * 32;
+            const int64_t lane = n % (lanes / 4) * 4 + n / (lanes / 4), bit = units[n].second + s * columns;
             if (first < 0) slice.byte = first = bit / 8;
             bits[static_cast<size_t>(lane)] = static_cast<int32_t>(bit);
             slice.wide |= count > 25;
             slice.near = slice.near && !slice.wide && (bit + count - 1) / 8 - first < 64;
             for (int64_t i = 0; slice.near && i < 4; ++i) {
                 picks.byte[lane * 4 + i] = static_cast<uint8_t>((bit / 8 - first + i) % 64);
-                picks.bit[lane * 4 + i] = static_cast<uint8_t>((lane % 2 * 32 + bit % 8 + i * 8) % 64);
+                picks.bit[lane * 4 + i] = static_cast<uint8_t>((lane % 2 * 32 + bit % 8 + i * part.width) % 64);
             }
         }
         // Where all this lies is filled in when the vectors have stopped growing.

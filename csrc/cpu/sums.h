@@ -38,9 +38,9 @@ struct BitPicks {
     uint8_t bit[64];
 };
 
-// A slice is the n-th 32 columns of all units of a part. `bits` [lanes] says where a unit's part of the second plane
-// begins in the bits of a row; `wide`: some take more than 25 bits. `near`: there are 16, none wide,
-// and all lie in the 64 bytes from byte `byte` of the row on, of which `picks` is.
+// A slice is the n-th 4 SumsPart::width columns of all units of a part. `bits` [lanes] says where a unit's part of the
+// second plane begins in the bits of a row; `wide`: some take more than 25 bits. `near`: there are 16, none wide, and
+// all lie in the 64 bytes from byte `byte` of the row on, of which `picks` is.
 struct SumsSlice {
     const int32_t* bits;
     bool wide, near;
@@ -53,6 +53,7 @@ struct SumsSlice {
 struct SumsPart {
     const SumsSlice* slice;
     int64_t slices;  // that hold salient columns
+    int64_t width;   // columns in every byte of these: 2, 4, 6 or 8, as few as there are salient ones
     int64_t steps;   // vectors that hold columns
     int64_t line;    // the first of a prepared row
 };
@@ -93,10 +94,13 @@ struct SumsJob {
     float factor;                // 2^exponent
 };
 
-// Two numbers for every sum of a part, from 96 halves: which of 32, and in which 32 it is (<isa>/bytes.h, pick_halves).
+// Two numbers for every sum of a part, from up to 96 halves. Where a unit has an even count of them, which four bytes
+// of the first 128, then which of those so picked or of the 64 bytes that follow (from 16 on), then which halves of
+// these; else which halves of 128 bytes (<isa>/bytes.h, pick_halves).
 struct HalfPick {
-    uint16_t index[32];
-    uint32_t mask[2];
+    alignas(64) uint32_t pair[16];
+    uint32_t late[16];
+    uint16_t half[32];
 };
 
 // One row of x, prepared; the next lies behind it. A line is what one term needs for one step, a vector of plane bytes:

@@ -13,6 +13,11 @@ using Ints = __m256i;
 using Lanes = __m256;
 
 inline Bytes load_columns(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+// A constant that is made once: GCC would make it wherever it is used, on the port that lookups need.
+inline Bytes keep_register(Bytes v) {
+    asm("" : "+v"(v));
+    return v;
+}
 inline Bytes fill_bytes(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }
 
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
@@ -105,10 +110,14 @@ inline void store_folded(int32_t* p, Ints v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
 }
 
-// The first four of every 16 bytes of four vectors, in the order of turn_sums.
-inline Bytes load_unit_words(const unsigned char* p) {
-    const Bytes ab = _mm256_unpacklo_epi32(load_columns(p), load_columns(p + 32));
-    return _mm256_unpacklo_epi64(ab, _mm256_unpacklo_epi32(load_columns(p + 64), load_columns(p + 96)));
+// Four bytes of every 16 of four vectors, in the order of turn_sums: the first four of all, the next, and so on.
+inline void turn_words(const Bytes (&from)[4], Bytes (&to)[4]) {
+    const Bytes low_ab = _mm256_unpacklo_epi32(from[0], from[1]), high_ab = _mm256_unpackhi_epi32(from[0], from[1]);
+    const Bytes low_cd = _mm256_unpacklo_epi32(from[2], from[3]), high_cd = _mm256_unpackhi_epi32(from[2], from[3]);
+    to[0] = _mm256_unpacklo_epi64(low_ab, low_cd);
+    to[1] = _mm256_unpackhi_epi64(low_ab, low_cd);
+    to[2] = _mm256_unpacklo_epi64(high_ab, high_cd);
+    to[3] = _mm256_unpackhi_epi64(high_ab, high_cd);
 }
 
 // 32 bits for every sum, from bit first + bits[i] on; where not `wide`, the last 7 may be missing.
@@ -123,12 +132,19 @@ inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t
     return _mm256_or_si256(low, _mm256_sllv_epi32(words(p + 1), _mm256_sub_epi32(_mm256_set1_epi32(8), shift)));
 }
 
+// The lowest 4 * width bits of every four bytes, `width` to each of them; what stands above these is of no meaning.
+inline Bytes spread_words(Bytes words, int64_t width) {
+    const int by = static_cast<int>(8 - width);
+    const Bytes halves = pick_bits(_mm256_set1_epi32(0x0000ffff), words, _mm256_slli_epi32(words, 2 * by));
+    return pick_bits(_mm256_set1_epi32(0x00ff00ff), halves, _mm256_slli_epi32(halves, by));
+}
+
 constexpr bool kPicksBits = false;
 inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
 
 // Numbers in 16 bits are read as floats instead.
 constexpr bool kTurnsHalves = false;
-template <typename Pick>
+template <int COUNT, typename Pick>
 inline void pick_halves(const unsigned char*, const Pick&, Lanes&, Lanes&) {}
 
 }  // namespace

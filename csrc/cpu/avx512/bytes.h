@@ -14,6 +14,11 @@ using Ints = __m512i;
 using Lanes = __m512;
 
 inline Bytes load_columns(const void* p) { return _mm512_loadu_si512(p); }
+// A constant that is made once: GCC would make it wherever it is used, on the port that lookups need.
+inline Bytes keep_register(Bytes v) {
+    asm("" : "+v"(v));
+    return v;
+}
 inline Bytes fill_bytes(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
 
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
@@ -96,10 +101,14 @@ inline void store_folded(int32_t* p, Ints v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
 }
 
-// The first four of every 16 bytes of four vectors, in the order of turn_sums.
-inline Bytes load_unit_words(const unsigned char* p) {
-    const Bytes ab = _mm512_unpacklo_epi32(load_columns(p), load_columns(p + 64));
-    return _mm512_unpacklo_epi64(ab, _mm512_unpacklo_epi32(load_columns(p + 128), load_columns(p + 192)));
+// Four bytes of every 16 of four vectors, in the order of turn_sums: the first four of all, the next, and so on.
+inline void turn_words(const Bytes (&from)[4], Bytes (&to)[4]) {
+    const Bytes low_ab = _mm512_unpacklo_epi32(from[0], from[1]), high_ab = _mm512_unpackhi_epi32(from[0], from[1]);
+    const Bytes low_cd = _mm512_unpacklo_epi32(from[2], from[3]), high_cd = _mm512_unpackhi_epi32(from[2], from[3]);
+    to[0] = _mm512_unpacklo_epi64(low_ab, low_cd);
+    to[1] = _mm512_unpackhi_epi64(low_ab, low_cd);
+    to[2] = _mm512_unpacklo_epi64(high_ab, high_cd);
+    to[3] = _mm512_unpackhi_epi64(high_ab, high_cd);
 }
 
 // 32 bits for every sum, from bit first + bits[i] on; where not `wide`, the last 7 may be missing.
@@ -112,27 +121,50 @@ inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t
     return _mm512_or_si512(low, _mm512_sllv_epi32(next, _mm512_sub_epi32(_mm512_set1_epi32(8), shift)));
 }
 
-// The same from 64 bytes: `picks` has four byte numbers for every sum, and for every byte of the result where its bits
-// begin in the eight bytes so picked.
+// spread_words: the lowest 4 * width bits of every four bytes, `width` to each of them; what stands above these is of
+// no meaning. pick_bit_words: bit words, spread, from 64 bytes: `byte` has four byte numbers for every sum, and for
+// every byte of the result where its bits begin in the eight bytes so picked.
 #if defined(__AVX512VBMI__)
 constexpr bool kPicksBits = true;
+struct SpreadBits {
+    uint8_t at[4][64];
+    constexpr SpreadBits() : at() {
+        for (int width = 2; width <= 8; width += 2) {
+            for (int i = 0; i < 64; ++i) at[width / 2 - 1][i] = static_cast<uint8_t>(i % 8 / 4 * 32 + i % 4 * width);
+        }
+    }
+};
+inline Bytes spread_words(Bytes words, int64_t width) {
+    static constexpr SpreadBits kSpread;
+    return _mm512_multishift_epi64_epi8(load_columns(kSpread.at[width / 2 - 1]), words);
+}
 inline Bytes pick_bit_words(Bytes from, const uint8_t* byte, const uint8_t* bit) {
     return _mm512_multishift_epi64_epi8(load_columns(bit), _mm512_permutexvar_epi8(load_columns(byte), from));
 }
 #else
 constexpr bool kPicksBits = false;
+inline Bytes spread_words(Bytes words, int64_t width) {
+    const int by = static_cast<int>(8 - width);
+    const Bytes halves = pick_bits(_mm512_set1_epi32(0x0000ffff), words, _mm512_slli_epi32(words, 2 * by));
+    return pick_bits(_mm512_set1_epi32(0x00ff00ff), halves, _mm512_slli_epi32(halves, by));
+}
 inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
 #endif
 
-// Two numbers for every sum from the 96 halves at p: those that pick.index names in the first 32, or in those after
-// them that pick.mask says.
+// Two numbers for every sum from the 16 COUNT halves at p, where the pick says. Pairs of an even COUNT lie in four
+// bytes.
 constexpr bool kTurnsHalves = true;
-template <typename Pick>
+template <int COUNT, typename Pick>
 inline void pick_halves(const unsigned char* p, const Pick& pick, Lanes& low, Lanes& high) {
-    const __m512i index = _mm512_loadu_si512(pick.index);
-    __m512i halves = _mm512_permutexvar_epi16(index, load_columns(p));
-    halves = _mm512_mask_permutexvar_epi16(halves, pick.mask[0], index, load_columns(p + 64));
-    halves = _mm512_mask_permutexvar_epi16(halves, pick.mask[1], index, load_columns(p + 128));
+    __m512i halves = load_columns(p);
+    if constexpr (COUNT % 2 == 0) {
+        halves = _mm512_permutex2var_epi32(halves, load_columns(pick.pair), load_columns(p + 64));
+        if (COUNT > 4) halves = _mm512_permutex2var_epi32(halves, load_columns(pick.late), load_columns(p + 128));
+        halves = _mm512_permutexvar_epi16(load_columns(pick.half), halves);
+    } else {
+        static_assert(COUNT < 4);
+        halves = _mm512_permutex2var_epi16(halves, load_columns(pick.half), load_columns(p + 64));
+    }
     low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
     high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
 }

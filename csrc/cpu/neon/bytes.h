@@ -12,6 +12,7 @@ using Ints = int32x4_t;
 using Lanes = float32x4_t;
 
 inline Bytes load_columns(const void* p) { return vld1q_s8(static_cast<const int8_t*>(p)); }
+inline Bytes keep_register(Bytes v) { return v; }
 inline Bytes fill_bytes(int value) { return vdupq_n_s8(static_cast<int8_t>(value)); }
 
 // Sixteen bytes; look_up reads, in every lane, the one that the lane's number names.
@@ -94,10 +95,24 @@ inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t
     return vreinterpretq_s8_u32(vld1q_u32(words));
 }
 
-// The first four of every 16 bytes of four vectors, in the order of turn_sums.
-inline Bytes load_unit_words(const unsigned char* p) {
-    static constexpr int32_t kBits[4] = {0, 128, 256, 384};
-    return load_bit_words(p, 0, kBits, true);
+// Four bytes of every 16 of four vectors, in the order of turn_sums: the first four of all, the next, and so on.
+inline void turn_words(const Bytes (&from)[4], Bytes (&to)[4]) {
+    const auto words = [&](int i) { return vreinterpretq_s32_s8(from[i]); };
+    const int32x4x2_t ab = vzipq_s32(words(0), words(1)), cd = vzipq_s32(words(2), words(3));
+    for (int i = 0; i < 4; ++i) {
+        const int64x2_t a = vreinterpretq_s64_s32(ab.val[i / 2]), c = vreinterpretq_s64_s32(cd.val[i / 2]);
+        to[i] = vreinterpretq_s8_s64(i % 2 == 0 ? vzip1q_s64(a, c) : vzip2q_s64(a, c));
+    }
+}
+
+// The lowest 4 * width bits of every four bytes, `width` to each of them; what stands above these is of no meaning.
+inline Bytes spread_words(Bytes words, int64_t width) {
+    const int by = static_cast<int>(8 - width);
+    const auto spread = [](Bytes v, uint32_t stay, int left) {
+        const uint32x4_t moved = vshlq_u32(vreinterpretq_u32_s8(v), vdupq_n_s32(left));
+        return vreinterpretq_s8_u32(vbslq_u32(vdupq_n_u32(stay), vreinterpretq_u32_s8(v), moved));
+    };
+    return spread(spread(words, 0x0000ffff, 2 * by), 0x00ff00ff, by);
 }
 
 constexpr bool kPicksBits = false;
@@ -105,7 +120,7 @@ inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return
 
 // Numbers in 16 bits are read as floats instead.
 constexpr bool kTurnsHalves = false;
-template <typename Pick>
+template <int COUNT, typename Pick>
 inline void pick_halves(const unsigned char*, const Pick&, Lanes&, Lanes&) {}
 
 }  // namespace

@@ -45,6 +45,7 @@ inline Lanes each_lane(const Each& each) {
     return v;
 }
 
+inline Bytes keep_register(const Bytes& v) { return v; }
 inline Bytes fill_bytes(int value) {
     return each_byte([&](int) { return value; });
 }
@@ -157,10 +158,18 @@ inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t
     return load_columns(words);
 }
 
-// The first four of every 16 bytes of four vectors, in the order of turn_sums.
-inline Bytes load_unit_words(const unsigned char* p) {
-    static constexpr int32_t kBits[4] = {0, 128, 256, 384};
-    return load_bit_words(p, 0, kBits, true);
+// Four bytes of every 16 of four vectors, in the order of turn_sums: the first four of all, the next, and so on.
+inline void turn_words(const Bytes (&from)[4], Bytes (&to)[4]) {
+    for (int i = 0; i < 4; ++i) to[i] = each_byte([&](int at) { return from[at / 4].at[4 * i + at % 4]; });
+}
+
+// The lowest 4 * width bits of every four bytes, `width` to each of them; what stands above these is of no meaning.
+inline Bytes spread_words(const Bytes& words, int64_t width) {
+    return each_byte([&](int i) {
+        uint32_t word;
+        std::memcpy(&word, words.at + i / 4 * 4, 4);
+        return word >> (i % 4 * width);
+    });
 }
 
 // look_up reads by four bits; there are no tables of 64 bytes.
@@ -172,7 +181,7 @@ inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return
 
 // Numbers in 16 bits are read as floats instead.
 constexpr bool kTurnsHalves = false;
-template <typename Pick>
+template <int COUNT, typename Pick>
 inline void pick_halves(const unsigned char*, const Pick&, Lanes&, Lanes&) {}
 
 }  // namespace
