@@ -25,7 +25,7 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
 
     `bound` is None at first. The product is None where ops.LINEAR has to be called, which also explains wrong inputs.
     """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if torch.compiler.is_compiling():
         return None, bound
     int8, threads = activations() == "int8", torch.get_num_threads()
     y = NotImplemented if bound is None else bound.product(x, args, int8, threads)

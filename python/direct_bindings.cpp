@@ -3,6 +3,7 @@
 // methods that Python would call, since the extension is built without torch.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -26,21 +27,24 @@ struct Torch {
     py::object float16 = py::module_::import("torch").attr("float16");
     py::object is_grad_enabled = py::module_::import("torch").attr("is_grad_enabled");
     py::object dispatch_modes = py::module_::import("torch").attr("_C").attr("_len_torch_dispatch_stack");
+    py::object is_tracing = py::module_::import("torch").attr("_C").attr("_is_tracing");
     py::object transforms = py::module_::import("torch").attr("_C").attr("_are_functorch_transforms_active");
     py::object forward_ad = py::module_::import("torch.autograd.forward_ad");
-    // As C sees it, for the code that torch.compile writes; the method takes ten times as long. It is no public name,
-    // so the method is there for a torch without it.
+    // Two helpers of the code that torch.compile writes: the address as C sees it, in a tenth of the method's time, and
+    // a contiguous tensor in half of it. They are no public names, so the methods are there for a torch without them.
     void* (*data_ptr)(PyObject*) = compiled_data_ptr();
+    py::object empty_strided = py::getattr(guards(), "_empty_strided_cpu", py::none());
     py::str method = intern("data_ptr");
     py::str dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu");
     py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad"), to = intern("to");
     py::str is_neg = intern("is_neg"), new_empty = intern("new_empty"), current_level = intern("_current_level");
 
+    static py::object guards() { return py::module_::import("torch._C").attr("_dynamo").attr("guards"); }
+
     static void* (*compiled_data_ptr())(PyObject*) {
-        const py::object guards = py::module_::import("torch._C").attr("_dynamo").attr("guards");
         constexpr const char* kName = "_torchinductor_pyobject_tensor_data_ptr";
-        if (!py::hasattr(guards, kName)) return nullptr;
-        return reinterpret_cast<void* (*)(PyObject*)>(guards.attr(kName).cast<uintptr_t>());
+        if (!py::hasattr(guards(), kName)) return nullptr;
+        return reinterpret_cast<void* (*)(PyObject*)>(guards().attr(kName).cast<uintptr_t>());
     }
 
     static py::str intern(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
@@ -70,6 +74,7 @@ bool product_alone(py::handle x) {
     const Torch& t = torch();
     if (is_true(get(x, t.requires_grad)) && is_true(call(t.is_grad_enabled))) return false;
     if (is_true(call(x, t.is_neg))) return false;
+    if (is_true(call(t.is_tracing))) return false;
     return PyLong_AsLong(call(t.dispatch_modes).ptr()) == 0 && !is_true(call(t.transforms)) &&
            PyLong_AsLong(get(t.forward_ad, t.current_level).ptr()) < 0;
 }
@@ -115,13 +120,27 @@ class Bound {
     }
 
   private:
-    // flat.new_empty(...) with the sizes as numbers: torch takes half as long again to read a tuple.
+    // float32 [..., n], on the CPU.
     py::object empty_like_rows(const py::object& flat, const py::object& shape, Py_ssize_t dims) const {
-        const py::int_ rows(weight_.view().rows);
-        std::vector<PyObject*> arguments{flat.ptr()};
-        for (Py_ssize_t i = 0; i + 1 < dims; ++i) arguments.push_back(PyTuple_GET_ITEM(shape.ptr(), i));
-        arguments.push_back(rows.ptr());
-        return checked(PyObject_VectorcallMethod(torch().new_empty.ptr(), arguments.data(), arguments.size(), nullptr));
+        const Torch& t = torch();
+        const int64_t rows = weight_.view().rows;
+        if (t.empty_strided.is_none()) {  // the sizes as numbers: torch takes half as long again to read a tuple
+            std::vector<PyObject*> arguments{flat.ptr()};
+            for (Py_ssize_t i = 0; i + 1 < dims; ++i) arguments.push_back(PyTuple_GET_ITEM(shape.ptr(), i));
+            const py::int_ last(rows);
+            arguments.push_back(last.ptr());
+            return checked(PyObject_VectorcallMethod(t.new_empty.ptr(), arguments.data(), arguments.size(), nullptr));
+        }
+        py::tuple sizes(dims), strides(dims);
+        int64_t stride = 1;
+        for (Py_ssize_t i = dims - 1; i >= 0; --i) {
+            const int64_t here = i == dims - 1 ? rows : size(shape, i);
+            PyTuple_SET_ITEM(sizes.ptr(), i, PyLong_FromLongLong(here));
+            PyTuple_SET_ITEM(strides.ptr(), i, PyLong_FromLongLong(stride));
+            stride *= std::max<int64_t>(here, 1);
+        }
+        PyObject* const made[] = {sizes.ptr(), strides.ptr(), t.float32.ptr()};
+        return checked(PyObject_Vectorcall(t.empty_strided.ptr(), made, 3, nullptr));
     }
 
     static int64_t size(const py::object& shape, Py_ssize_t i) {

@@ -25,8 +25,8 @@ def weights(n: int, m: int, k: int) -> list[PackedWeight]:
     for groups, salient_groups in ZONES:
         for order in (1, 2):
             for options in (
-                {}, {"salient": 1.0}, {"salient": 0.0}, {"mean": True, "col_scale": False},
-                {"mean": True, "salient": 0.4}, {"col_scale": False, "dtype": torch.float32},
+                {}, {"salient": 1.0}, {"salient": 0.0}, {"salient": 0.05}, {"mean": True, "col_scale": False},
+                {"mean": True, "salient": 0.1}, {"col_scale": False, "dtype": torch.float32},
                 {"shared": True, "coded": True, "ordered": True},
             ):  # fmt: skip
                 kept: dict[str, Any] = options
