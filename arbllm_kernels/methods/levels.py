@@ -157,7 +157,7 @@ def feedback(coded: Coded, w: Tensor, U: Tensor, size: int, storage: torch.dtype
                 work[here], None, coupling, scales, coded.col[here], coded.salient[here], storage
             )
             coded.col[here], coded.value[here], coded.code[here] = col, value, code
-            work[here.stop :] += (U[here, here.stop :] / d[here, None]).T @ change
+            work[here.stop :].addmm_((U[here, here.stop :] / d[here, None]).T, change)
 
 
 def refine(coded: Coded, G: Tensor, H: Tensor, size: int, storage: torch.dtype, engine: Engine) -> None:
@@ -179,7 +179,7 @@ def refine(coded: Coded, G: Tensor, H: Tensor, size: int, storage: torch.dtype, 
                 storage,
             )
             coded.col[here], coded.value[here], coded.code[here] = col, value, code
-            G -= H[:, here] @ change
+            G.addmm_(H[:, here], change, alpha=-1)
 
 
 def fit(weight: Tensor, importance: Tensor, col: Tensor, levels: Tensor, iters: int) -> tuple[Tensor, Tensor]:
