@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import QuantConfig
 from .errors import InputError
-from .methods import arb_x, levels
+from .methods import levels
 from .methods.binarize import Binarizer, Fit, Zone
 from .methods.partition import Partition, salient_residual, split_by_output
 from .native import extension
@@ -43,9 +43,9 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
         if S is None or residual is None:
             remaining = _low_side(part, remaining, split(part, remaining, thresholds, order=1))
         else:
-            members = torch.ones_like(part, dtype=torch.bool) if remaining is None else remaining
-            best = output_costs(part, columns, members, thresholds, residual, S).argmin()
+            best = output_costs(part, columns, remaining, thresholds, residual, S).argmin()
             if last > 0:  # the next split needs to know what the high side leaves
+                members = torch.ones_like(part, dtype=torch.bool) if remaining is None else remaining
                 residual = split_by_output(part, columns, members, thresholds[best : best + 1], residual, S)[1]
             remaining = _low_side(part, remaining, float(thresholds[best]))
         group.index_add_(1, columns, remaining.long())
@@ -111,30 +111,30 @@ def split_gains(s: Tensor, members: Tensor | None, thresholds: Tensor, order: in
 
 
 def output_costs(
-    s: Tensor, columns: Tensor, members: Tensor, thresholds: Tensor, residual: Tensor, S: Tensor
+    s: Tensor, columns: Tensor, members: Tensor | None, thresholds: Tensor, residual: Tensor, S: Tensor
 ) -> Tensor:
     """float64 [q]: tr(R S R^T) of the block for each threshold, less what they share; see `split_by_output`.
 
-    s, members: [n, c], the given columns of the block. residual: float32 [n, k], 0 on the members. S: [k, k].
+    s, members: [n, c], the given columns of the block; None: all are members. residual: float32 [n, k], 0 on the members.
+    S: float32 [k, k].
     """
-    s, members_ = _part(s, members)
+    s, members = _part(s, members)
     _check("thresholds", thresholds, torch.float32, 1)
     _check("residual", residual, torch.float32)
+    _check("S", S, torch.float32)
     n, k = residual.shape
     if len(columns) != s.shape[1] or n != s.shape[0] or tuple(S.shape) != (k, k) or thresholds.numel() == 0:
         raise InputError(
             f"output_costs: s {list(s.shape)}, {len(columns)} columns, residual [{n}, {k}], S {list(S.shape)} and "
             f"{thresholds.numel()} thresholds do not fit together"
         )
-    symmetric = (S.double() + S.double().T) / 2  # tr(R S R^T) sees no more of S
-    untouched = residual.double()
-    untouched.index_add_(1, columns, (s * members).double())
-    z = (untouched @ symmetric).index_select(1, columns)
-    local = symmetric[columns][:, columns].float().contiguous()
+    symmetric = ((S + S.T) / 2).index_select(1, columns)  # tr(R S R^T) sees no more of S
+    z = residual.index_add(1, columns, s if members is None else s * members) @ symmetric
+    local = symmetric.index_select(0, columns)
     thresholds = thresholds.contiguous()
     costs = torch.empty(len(thresholds), dtype=torch.float64)
     extension.output_costs(
-        _entries(s, members_),
+        _entries(s, members),
         z.data_ptr(),
         local.data_ptr(),
         thresholds.data_ptr(),
@@ -189,18 +189,32 @@ def fit_arb(zone: Zone, order: int, iters: int) -> Fit:
 
 
 def fit_arb_x(zone: Zone, order: int, iters: int) -> Fit:
-    """As methods/arb_x.py, for a float32 zone; what the planes meet in S is torch's work."""
-    return arb_x.refine(zone, fit_arb(zone, order, iters), iters, _alternate)
-
-
-def _alternate(gram: Tensor, coefficients: Tensor, iters: int) -> Tensor:
-    gram, coefficients = gram.contiguous(), coefficients.clone(memory_format=torch.contiguous_format)
-    n, vectors = coefficients.shape
-    _check("gram", gram, torch.float32, 3)
-    _check_shape("gram", gram, (n, vectors + 1, vectors + 1))
-    if n:
-        extension.fit_arb_x(gram.data_ptr(), n, vectors, iters, torch.get_num_threads(), coefficients.data_ptr())
-    return coefficients
+    """As methods/arb_x.py, for a float32 zone; the product with S is torch's work."""
+    if zone.S is None:
+        raise TypeError("ARB-X needs S, the second moment of the inputs")
+    fit = fit_arb(zone, order, iters)
+    s, members = _part(zone.weight * zone.mask, zone.mask)
+    planes = torch.stack(fit.planes)
+    (n, k), vectors = s.shape, 1 + order
+    coefficients = torch.cat([fit.mean[:, None], fit.row_scale], 1)
+    if s.numel():
+        basis = torch.empty(n, vectors, k)
+        threads = torch.get_num_threads()
+        extension.arb_x_basis(_entries(s, members), planes.data_ptr(), order, threads, basis.data_ptr())
+        _check("S", zone.S, torch.float32)
+        products = basis @ zone.S
+        extension.fit_arb_x(
+            s.data_ptr(),
+            basis.data_ptr(),
+            products.data_ptr(),
+            n,
+            k,
+            vectors,
+            iters,
+            threads,
+            coefficients.data_ptr(),
+        )
+    return Fit(fit.planes, coefficients[:, 1:], mean=coefficients[:, 0])
 
 
 def fit_arb_rc(zone: Zone, order: int, iters: int) -> Fit:

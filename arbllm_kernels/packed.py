@@ -265,10 +265,8 @@ class PackedWeight:
                 raise FormatError(f"{layout.cols} columns: an explicit column order holds at most {MAX_ORDERED}")
             bitmap = torch.empty_like(salient).index_put_((columns,), salient)
             explicit = columns[order].to(torch.int32).to(torch.int16)
-        group_planes = [
-            pack_bits(torch.cat([(b.group >> p & 1).bool() for b in blocks], 1)[:, order])
-            for p in range(layout.group_bits)
-        ]
+        group = torch.cat([b.group.to(torch.uint8) for b in blocks], 1)[:, order]
+        group_planes = [pack_bits((group >> p & 1).bool()) for p in range(layout.group_bits)]
         empty = torch.empty(layout.rows, 0, layout.words, dtype=torch.int32, device=salient.device)
         firsts = order[salient[order]]  # salient places in storage order
         second = torch.empty(0, dtype=torch.bool, device=salient.device)

@@ -59,7 +59,7 @@ void register_solver(py::module_& m) {
     m.def("output_costs", [](const arb::Entries& e, uintptr_t z, uintptr_t S, uintptr_t thresholds, int64_t count,
                              int64_t threads, uintptr_t costs) {
         run(e, "output_costs", [&] {
-            return arb::output_costs(e, pointer<const double>(z), pointer<const float>(S),
+            return arb::output_costs(e, pointer<const float>(z), pointer<const float>(S),
                                      pointer<const float>(thresholds), count, threads, pointer<double>(costs));
         });
     });
@@ -83,13 +83,23 @@ void register_solver(py::module_& m) {
                                    pointer<float>(col_scale));
         });
     });
-    m.def("fit_arb_x",
-          [](uintptr_t gram, int64_t rows, int64_t vectors, int64_t iters, int64_t threads, uintptr_t coefficients) {
-              run(arb::Entries{nullptr, nullptr, rows, vectors}, "fit_arb_x", [&] {
-                  return arb::fit_arb_x(pointer<const float>(gram), rows, vectors, iters, threads,
-                                        pointer<float>(coefficients));
+    m.def("arb_x_basis",
+          [](const arb::Entries& zone, uintptr_t planes, int64_t order, int64_t threads, uintptr_t basis) {
+              run(zone, "arb_x_basis", [&] {
+                  return arb::arb_x_basis(zone, pointer<const uint8_t>(planes), order, threads, pointer<float>(basis));
               });
           });
+    m.def("fit_arb_x", [](uintptr_t weight, uintptr_t basis, uintptr_t products, int64_t rows, int64_t cols,
+                          int64_t vectors, int64_t iters, int64_t threads, uintptr_t coefficients) {
+        const arb::BasisRows view{rows,
+                                  cols,
+                                  vectors,
+                                  pointer<const float>(weight),
+                                  pointer<const float>(basis),
+                                  pointer<const float>(products)};
+        run(arb::Entries{nullptr, nullptr, rows, cols}, "fit_arb_x",
+            [&] { return arb::fit_arb_x(view, iters, threads, pointer<float>(coefficients)); });
+    });
     m.def("fit_levels", [](uintptr_t weight, uintptr_t importance, uintptr_t levels, uintptr_t col, int64_t rows,
                            int64_t cols, int64_t count, int64_t iters, int64_t threads) {
         const arb::LevelsFit part{pointer<const float>(weight),

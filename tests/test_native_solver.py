@@ -12,7 +12,7 @@ from torch import Tensor
 from arbllm_kernels import native_solver as native
 from arbllm_kernels.config import PAPER_METHODS, QuantConfig
 from arbllm_kernels.errors import InputError
-from arbllm_kernels.methods import hessian_factor, quantize_weight, solve
+from arbllm_kernels.methods import arb_x, hessian_factor, quantize_weight, solve
 from arbllm_kernels.methods import partition as oracle
 from arbllm_kernels.methods.binarize import Fit, Zone
 from arbllm_kernels.methods.solve import BINARIZERS, TORCH, _backend
@@ -216,6 +216,8 @@ def test_instruction_sets_change_no_digit(isa, kind):
         gains = [native.split_gains(s, m, native.quantiles(s, m, None, 81), o) for m in (None, members) for o in (1, 2)]
         z = Zone(s, members)
         fits = [native.BINARIZERS[m](z, o, 5).values() for m in ("arb", "arb-rc") for o in (1, 2)]
+        x = torch.randn(99, 70)
+        fits += [native.fit_arb_x(Zone(s, members, x.T @ x), o, 5).values() for o in (1, 2)]
         costs = output_costs(s, members)
         return [native.salient_gains(s, ranked), *gains, costs, *fits]
 
@@ -270,6 +272,23 @@ def test_same_fit(n, k, kind, order, method):
                 for b, b_expected in zip(found.planes, expected.planes, strict=True):
                     assert torch.equal(b & mask, b_expected & mask)
                 torch.testing.assert_close(found.row_scale, expected.row_scale, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 3), (33, 30), (150, 109)])
+def test_same_fit_against_outputs(n, k, order):
+    """ARB-X: mean and scales as methods/ finds them in double, from the same planes."""
+    x = torch.randn(2 * k + 3, k) + 0.3
+    S = x.T @ x
+    for mask in (torch.ones(n, k, dtype=torch.bool), torch.rand(n, k) < 0.5, torch.zeros(n, k, dtype=torch.bool)):
+        z = Zone(torch.randn(n, k) + 0.1, mask, S)
+        for iters in (0, 1, 15):
+            start, found = native.fit_arb(z, order, iters), native.fit_arb_x(z, order, iters)
+            exact = Fit(start.planes, start.row_scale.double(), mean=start.mean.double())
+            expected = arb_x.refine(Zone(z.weight.double(), mask, S.double()), exact, iters).values()
+            assert all(torch.equal(a, b) for a, b in zip(found.planes, start.planes, strict=True))
+            torch.testing.assert_close(found.values().double() * mask, expected * mask, rtol=0, atol=1e-4)
+            assert iters == 0 or n < 33 or not bool(mask.any()) or not torch.equal(found.mean, start.mean)
 
 
 @pytest.mark.parametrize("order", [1, 2])

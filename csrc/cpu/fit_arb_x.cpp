@@ -1,48 +1,71 @@
-// ARB-X (equation 11): with the planes held, mean and scales of a row are the coefficients of a few vectors, each in
-// turn the best given the others. Oracle: `alternate` in arbllm_kernels/methods/arb_x.py.
+// Threads for ARB-X's refinement, x_fit.inc.
 #include "arb/solver.h"
+#include "kernels.h"
 #include "pool.h"
+#include "solver_kernels.h"
 
 namespace arb {
 namespace {
 
-constexpr double kEps = 1e-10;
-constexpr int64_t kGrain = 256;  // rows worth another thread
+constexpr int64_t kGrain = 128;  // rows worth another thread
+
+bool is_valid(const BasisRows& rows) {
+    return rows.count >= 1 && rows.cols >= 1 && rows.vectors >= 2 && rows.vectors <= kMaxVectors;
+}
+
+struct Fill {
+    const SolverKernels& kernels;
+    const BasisRows& rows;
+    const uint8_t *members, *planes;
+    float* basis;
+};
+
+Status fill_rows(void* context, int64_t begin, int64_t end) {
+    const Fill& fill = *static_cast<const Fill*>(context);
+    const int64_t cols = fill.rows.cols;
+    BasisRows rows = fill.rows;
+    rows.count = end - begin;
+    fill.kernels.fill_basis(rows, fill.members + begin * cols, fill.planes + begin * cols, fill.rows.count * cols,
+                            fill.basis + begin * rows.vectors * cols);
+    return Status::ok;
+}
 
 struct Fit {
-    const float* gram;
-    int64_t vectors, iters;
+    const SolverKernels& kernels;
+    const BasisRows& rows;
+    int64_t iters;
     float* coefficients;
 };
 
 Status fit_rows(void* context, int64_t begin, int64_t end) {
     const Fit& fit = *static_cast<const Fit*>(context);
-    const int64_t count = fit.vectors, side = count + 1;
-    for (int64_t row = begin; row < end; ++row) {
-        const float* gram = fit.gram + row * side * side;
-        float* out = fit.coefficients + row * count;
-        double c[kMaxVectors] = {};
-        for (int64_t i = 0; i < count; ++i) c[i] = static_cast<double>(out[i]);
-        for (int64_t t = 0; t < fit.iters; ++t) {
-            for (int64_t i = 0; i < count; ++i) {
-                const float* basis = gram + (i + 1) * side;  // the target first, then the vectors
-                double left = static_cast<double>(basis[0]);
-                for (int64_t o = 0; o < count; ++o) left -= o == i ? 0.0 : static_cast<double>(basis[o + 1]) * c[o];
-                c[i] = left / (static_cast<double>(basis[i + 1]) + kEps);
-            }
-        }
-        for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(c[i]);
-    }
+    const int64_t vectors = fit.rows.vectors, cols = fit.rows.cols;
+    BasisRows rows = fit.rows;
+    rows.count = end - begin;
+    rows.weight += begin * cols;
+    rows.basis += begin * vectors * cols;
+    rows.products += begin * vectors * cols;
+    fit.kernels.fit_outputs(rows, fit.iters, fit.coefficients + begin * vectors);
     return Status::ok;
 }
 
 }  // namespace
 
-Status fit_arb_x(const float* gram, int64_t rows, int64_t vectors, int64_t iters, int64_t threads,
-                 float* coefficients) {
-    if (rows < 1 || vectors < 1 || vectors > kMaxVectors || iters < 0 || threads < 1) return Status::bad_range;
-    Fit fit{gram, vectors, iters, coefficients};
-    return parallel_for(rows, kGrain, threads, fit_rows, &fit);
+Status arb_x_basis(const Entries& zone, const uint8_t* planes, int64_t order, int64_t threads, float* basis) {
+    const BasisRows rows{zone.rows, zone.cols, order + 1, nullptr, nullptr, nullptr};
+    if (!is_valid(rows) || threads < 1 || zone.members == nullptr) return Status::bad_range;
+    const Isa* isa = nullptr;
+    if (const Status status = active_kernels(&isa); status != Status::ok) return status;
+    Fill fill{*isa->solver, rows, zone.members, planes, basis};
+    return parallel_for(rows.count, kGrain, threads, fill_rows, &fill);
+}
+
+Status fit_arb_x(const BasisRows& rows, int64_t iters, int64_t threads, float* coefficients) {
+    if (!is_valid(rows) || iters < 0 || threads < 1) return Status::bad_range;
+    const Isa* isa = nullptr;
+    if (const Status status = active_kernels(&isa); status != Status::ok) return status;
+    Fit fit{*isa->solver, rows, iters, coefficients};
+    return parallel_for(rows.count, kGrain, threads, fit_rows, &fit);
 }
 
 }  // namespace arb

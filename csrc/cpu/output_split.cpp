@@ -58,7 +58,7 @@ bool all_finite(const Entries& entries) {
 
 }  // namespace
 
-Status output_costs(const Entries& entries, const double* z, const float* S, const float* thresholds, int64_t count,
+Status output_costs(const Entries& entries, const float* z, const float* S, const float* thresholds, int64_t count,
                     int64_t threads, double* costs) {
     // After the last member of a sorted row stands infinity: an infinite member's column could get lost behind it.
     if (!is_valid(entries) || threads < 1 || count < 1 || !all_finite(entries)) return Status::bad_range;

@@ -38,7 +38,7 @@ struct SplitMemory {
 struct OutputRows {
     int64_t cols, stride;  // stride: a multiple of kLanes * 4
     const float* S;        // [cols, stride]
-    const double* z;       // [rows, cols]
+    const float* z;        // [rows, cols]
 };
 
 // What output_costs works in, for one row. Cuts and pairs of them: see trace.inc.
@@ -109,6 +109,13 @@ struct SolverKernels {
     // A plane as bytes, 1 for +1; bits: [rows, cols], meaningful for members.
     void (*rank_one_give)(const RankOneRows& rows, int64_t o, const float* s, int64_t cols, int64_t order,
                           uint8_t* bits);
+
+    // See arb_x_basis. plane_stride: from one plane to the next.
+    void (*fill_basis)(const BasisRows& rows, const uint8_t* members, const uint8_t* planes, int64_t plane_stride,
+                       float* basis);
+
+    // See fit_arb_x.
+    void (*fit_outputs)(const BasisRows& rows, int64_t iters, float* coefficients);
 
     // sums[0] += sum |target| * unit, sums[1] += sum unit^2 over rows begin .. end - 1 of a column, where `unit` is the
     // level nearest to |target| at column scale `col`, divided by it. begin: a multiple of kLanes.

@@ -50,6 +50,13 @@ inline Doubles add_where(Doubles v, Mask m, Doubles x) {
     return v + reinterpret_cast<Doubles>(_mm256_and_pd(x, mask));
 }
 
+// kFloats entries of an array of which `count` are left, perhaps none; zeros after them.
+inline Floats load_some(const float* from, int64_t count) {
+    if (count >= kFloats) return _mm256_loadu_ps(from);
+    const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(count)), numbers));
+}
+
 // Lane l: p[index[l]].
 inline Doubles at(const double* p, HalfInts index) {
     return _mm256_i32gather_pd(p, reinterpret_cast<__m128i>(index), 8);

@@ -51,6 +51,12 @@ inline Doubles add_where(Doubles v, Mask m, Doubles x) {
     return _mm512_mask_add_pd(v, static_cast<__mmask8>(m >> (8 * HALF)), v, x);
 }
 
+// kFloats entries of an array of which `count` are left, perhaps none; zeros after them.
+inline Floats load_some(const float* from, int64_t count) {
+    const Mask there = static_cast<Mask>(count >= kFloats ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
+    return _mm512_maskz_loadu_ps(there, from);
+}
+
 // Lane l: p[index[l]]. (Without a mask GCC leaves open what the result overwrites, and each waits for the last.)
 inline Doubles at(const double* p, HalfInts index) {
     return _mm512_mask_i32gather_pd(_mm512_setzero_pd(), 0xff, reinterpret_cast<__m256i>(index), p, 8);

@@ -41,6 +41,13 @@ inline Doubles add_where(Doubles v, Mask m, Doubles x) {
     return Doubles{m[2 * HALF] != 0 ? v[0] + x[0] : v[0], m[2 * HALF + 1] != 0 ? v[1] + x[1] : v[1]};
 }
 
+// kFloats entries of an array of which `count` are left, perhaps none; zeros after them.
+inline Floats load_some(const float* from, int64_t count) {
+    Floats some{};
+    for (int64_t i = 0; i < kFloats && i < count; ++i) some[i] = from[i];
+    return some;
+}
+
 // Lane l: p[index[l]].
 inline Doubles at(const double* p, HalfInts index) { return Doubles{p[index[0]], p[index[1]]}; }
 inline Floats at(const float* p, Ints index) { return Floats{p[index[0]], p[index[1]], p[index[2]], p[index[3]]}; }

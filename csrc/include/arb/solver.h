@@ -32,7 +32,7 @@ Status split_gains(const Entries& entries, const float* thresholds, int64_t coun
 // the members with |s| >= thresholds[q] and the others each keep their mean and scale (one plane, rounded to float32).
 // S: float32 [cols, cols], symmetric, the entries' columns of the block's S. z: [rows, cols], u S at these columns,
 // where u is the block's row with the members as yet untouched. Infinite or NaN sensitivities are Status::bad_range.
-Status output_costs(const Entries& entries, const double* z, const float* S, const float* thresholds, int64_t count,
+Status output_costs(const Entries& entries, const float* z, const float* S, const float* thresholds, int64_t count,
                     int64_t threads, double* costs);
 
 // The values that ranks[0 .. count - 1] (from 0, any order) would have among the sorted |s| of the non-zero members
@@ -50,11 +50,22 @@ Status fit_arb(const Entries& zone, int64_t order, int64_t iters, int64_t thread
 Status fit_arb_rc(const Entries& zone, int64_t order, int64_t iters, int64_t threads, uint8_t* planes, float* row_scale,
                   float* col_scale);
 
-// ARB-X, from a fit of ARB (methods/arb_x.py). gram: [rows, vectors + 1, vectors + 1], how a row's weights and then its
-// vectors (the zone, each plane) meet in S. coefficients: [rows, vectors], in: mean and scales of the start, out: after
-// `iters` rounds.
+// ARB-X, from a fit of ARB (methods/arb_x.py). Its basis, float32 [rows, order + 1, cols]: for every row the zone's
+// indicator (`zone.members` must be there), then each plane as +1 or -1 on the zone. planes: as above.
 constexpr int64_t kMaxVectors = 3;
-Status fit_arb_x(const float* gram, int64_t rows, int64_t vectors, int64_t iters, int64_t threads, float* coefficients);
+Status arb_x_basis(const Entries& zone, const uint8_t* planes, int64_t order, int64_t threads, float* basis);
+
+struct BasisRows {
+    int64_t count = 0;  // rows
+    int64_t cols = 0;
+    int64_t vectors = 0;              // order + 1
+    const float* weight = nullptr;    // [count, cols], 0 where the zone has no member
+    const float* basis = nullptr;     // [count, vectors, cols]
+    const float* products = nullptr;  // [count, vectors, cols]: the basis times S
+};
+
+// coefficients: [rows, vectors], in: mean and scales of the start, out: after `iters` rounds.
+Status fit_arb_x(const BasisRows& rows, int64_t iters, int64_t threads, float* coefficients);
 
 // Codes with shared column scales (methods/levels.py). Arrays are transposed: [cols, rows].
 //
