@@ -115,7 +115,7 @@ def output_costs(
 ) -> Tensor:
     """float64 [q]: tr(R S R^T) of the block for each threshold, less what they share; see `split_by_output`.
 
-    s, members: [n, c], the given columns of the block; None: all are members. residual: float32 [n, k], 0 on the members.
+    s, members: [n, c], the given columns of the block; None: all are members. residual: float32 [n, k], 0 on them.
     S: float32 [k, k].
     """
     s, members = _part(s, members)
@@ -172,6 +172,12 @@ def fit_billm(zone: Zone, order: int, iters: int = 0) -> Fit:
 
 def fit_arb(zone: Zone, order: int, iters: int) -> Fit:
     """As methods/arb.py, for a float32 zone. Its scales are rounded once, from double."""
+    planes, row_scale, mean = _fit_arb(zone, order, iters)
+    return Fit(list(planes), row_scale, mean=mean)
+
+
+def _fit_arb(zone: Zone, order: int, iters: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Planes [order, n, k], row scales [n, order], means [n]."""
     s, members = _part(zone.weight, zone.mask)
     planes, row_scale = _outputs(s, order, iters)
     mean = torch.zeros(len(s))
@@ -185,23 +191,23 @@ def fit_arb(zone: Zone, order: int, iters: int) -> Fit:
             row_scale.data_ptr(),
             mean.data_ptr(),
         )
-    return Fit(list(planes), row_scale, mean=mean)
+    return planes, row_scale, mean
 
 
 def fit_arb_x(zone: Zone, order: int, iters: int) -> Fit:
     """As methods/arb_x.py, for a float32 zone; the product with S is torch's work."""
     if zone.S is None:
         raise TypeError("ARB-X needs S, the second moment of the inputs")
-    fit = fit_arb(zone, order, iters)
+    planes, row_scale, mean = _fit_arb(zone, order, iters)
     s, members = _part(zone.weight * zone.mask, zone.mask)
-    planes = torch.stack(fit.planes)
     (n, k), vectors = s.shape, 1 + order
-    coefficients = torch.cat([fit.mean[:, None], fit.row_scale], 1)
+    _check("S", zone.S, torch.float32)
+    _check_shape("S", zone.S, (k, k))
+    coefficients = torch.cat([mean[:, None], row_scale], 1)
     if s.numel():
         basis = torch.empty(n, vectors, k)
         threads = torch.get_num_threads()
         extension.arb_x_basis(_entries(s, members), planes.data_ptr(), order, threads, basis.data_ptr())
-        _check("S", zone.S, torch.float32)
         products = basis @ zone.S
         extension.fit_arb_x(
             s.data_ptr(),
@@ -214,7 +220,7 @@ def fit_arb_x(zone: Zone, order: int, iters: int) -> Fit:
             threads,
             coefficients.data_ptr(),
         )
-    return Fit(fit.planes, coefficients[:, 1:], mean=coefficients[:, 0])
+    return Fit(list(planes), coefficients[:, 1:], mean=coefficients[:, 0])
 
 
 def fit_arb_rc(zone: Zone, order: int, iters: int) -> Fit:

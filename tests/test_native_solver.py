@@ -366,6 +366,8 @@ def test_bad_arguments():
         native.output_costs(s, ranked, s > 0, torch.ones(1), torch.zeros(4, 9), torch.eye(8))
     with pytest.raises(InputError, match=r"output_costs: .* out of range \(s \[4, 8\]\)"):
         native.output_costs(s / 0, ranked, s > 0, torch.ones(1), torch.zeros(4, 8), torch.eye(8))
+    with pytest.raises(InputError, match=r"S has shape \[9, 9\], must have \[8, 8\]"):
+        native.fit_arb_x(Zone(s, s > 0, torch.eye(9)), 1, 3)
     with pytest.raises(InputError, match=r"32 non-zero members of s \[4, 8\] cannot be 31 values"):
         native.quantiles(s, None, 31, 5)
 

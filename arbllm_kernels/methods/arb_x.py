@@ -1,7 +1,7 @@
 """ARB-X: refinement against the layer's outputs instead of its weights (paper section 3.2, equations 9-11).
 
 With the binary matrices held, tr(R S R^T) is quadratic in the mean and the scales of each row, and all it needs is how
-the row's vectors (1, B_1, B_2 on the zone) meet each other and W in S. That Gram matrix is computed once, [n, 3, 3]; the
+the row's basis (1, B_1, B_2 on the zone) meets itself and W in S. That is computed once, [n, 3, 3] and [n, 3]; the
 iterations then touch a few numbers per row. `[n, k, k]` is never built.
 """
 
