@@ -107,7 +107,7 @@ def dense_batches(packed: Any, cols: int) -> tuple[int, int]:
     if packed.covers_line:
         return (16, 96) if cols < NARROW else (64, NEVER)
     if packed.covers_sums:
-        return (4, 8) if cols < NARROW else (24, 64)
+        return (6, 12) if cols < NARROW else (28, 80)
     return DENSE_BATCH, DENSE_BATCH
 
 
