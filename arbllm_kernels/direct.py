@@ -19,6 +19,8 @@ from . import ops
 from .native import activations, extension
 from .ops import NOT_COVERED, PackedArgs, view
 
+PLAIN = (Tensor, torch.nn.Parameter, type(None))  # what has memory of its own, or is not there
+
 
 def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any]:
     """x [..., m] times the transposed weight, [..., n] in the dtype of x, and what to pass as `bound` next time.
@@ -30,7 +32,7 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
     int8, threads = activations() == "int8", torch.get_num_threads()
     y = NotImplemented if bound is None else bound.product(x, args, int8, threads)
     if y is NotImplemented:
-        if args[0].device.type != "cpu":
+        if args[0].device.type != "cpu" or any(type(t) not in PLAIN for t in args[:-1]):
             return None, None
         bound = _bind(args)
         y = bound.product(x, args, int8, threads)

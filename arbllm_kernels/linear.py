@@ -236,6 +236,8 @@ def _check_bias(what: str, bias: object, rows: int) -> None:
 def _check_input(x: Tensor, layout: Layout, device: torch.device) -> None:
     if not isinstance(x, Tensor):
         raise InputError(f"x is {type(x).__name__}, must be a tensor [..., {layout.cols}]; use torch.as_tensor")
+    if x.layout is not torch.strided:
+        raise InputError(f"x {list(x.shape)} is {x.layout}: a packed weight takes a dense tensor; use x.to_dense()")
     if x.dim() == 0 or x.shape[-1] != layout.cols:
         raise InputError(
             f"x {list(x.shape)} times a packed weight [{layout.rows}, {layout.cols}]: the last dimension of x must be "

@@ -26,7 +26,7 @@ def partition(weight: Tensor, d: Tensor, cfg: QuantConfig, S: Tensor | None = No
     """
     s = (weight / d).square() if cfg.metric == "hessian" else weight
     salient = salient_columns(s, cfg.max_salient)
-    group = torch.zeros(s.shape, dtype=torch.int64)
+    group = s.new_zeros(s.shape, dtype=torch.int64)
     columns = torch.nonzero(salient)[:, 0]
     part = s.index_select(1, columns)
     remaining: Tensor | None = None  # all of the part
@@ -59,7 +59,7 @@ def salient_columns(s: Tensor, limit: int) -> Tensor:
     if not bool(torch.isfinite(scores).all()) and not bool(torch.isfinite(s).all()):
         raise InputError(f"s {list(s.shape)} holds NaN or Inf: a sensitivity w^2 / d^2 left the range of float32")
     ranked = scores.argsort(descending=True, stable=True)[:limit].contiguous()
-    chosen = torch.zeros(s.shape[1], dtype=torch.bool)
+    chosen = s.new_zeros(s.shape[1], dtype=torch.bool)
     if len(ranked) > 1:
         chosen[ranked[: 1 + int(salient_gains(s, ranked).argmax())]] = True
     return chosen
@@ -74,7 +74,7 @@ def salient_gains(s: Tensor, ranked: Tensor) -> Tensor:
     if int(ranked.min()) < 0 or int(ranked.max()) >= s.shape[1]:
         raise InputError(f"ranked names a column outside 0 .. {s.shape[1] - 1} of s {list(s.shape)}")
     s, ranked = s.contiguous(), ranked.contiguous()
-    gains = torch.empty(len(ranked) - 1, dtype=torch.float64)
+    gains = s.new_empty(len(ranked) - 1, dtype=torch.float64)
     extension.salient_gains(
         _entries(s, None), ranked.data_ptr(), len(ranked), torch.get_num_threads(), gains.data_ptr()
     )
@@ -96,7 +96,7 @@ def split_gains(s: Tensor, members: Tensor | None, thresholds: Tensor, order: in
         raise InputError(f"split: thresholds {list(thresholds.shape)} must be a non-empty list, order {order} 1 or 2")
     s, members = _part(s, members)
     thresholds = thresholds.contiguous()
-    gains = torch.zeros(len(thresholds), dtype=torch.float64)
+    gains = s.new_zeros(len(thresholds), dtype=torch.float64)
     if s.numel() == 0:
         return gains
     extension.split_gains(
@@ -130,9 +130,10 @@ def output_costs(
         )
     symmetric = ((S + S.T) / 2).index_select(1, columns)  # tr(R S R^T) sees no more of S
     z = residual.index_add(1, columns, s if members is None else s * members) @ symmetric
+    _check("z", z, torch.float32)  # autocast makes other numbers of it
     local = symmetric.index_select(0, columns)
     thresholds = thresholds.contiguous()
-    costs = torch.empty(len(thresholds), dtype=torch.float64)
+    costs = s.new_empty(len(thresholds), dtype=torch.float64)
     extension.output_costs(
         _entries(s, members),
         z.data_ptr(),
@@ -156,10 +157,10 @@ def quantiles(s: Tensor, members: Tensor | None, total: int | None, number: int)
     if total < nonzero:
         raise InputError(f"quantiles: {nonzero} non-zero members of s {list(s.shape)} cannot be {total} values")
     if total == 0:
-        return torch.zeros(1)
-    ranks = torch.linspace(0.1, 0.9, number, dtype=torch.float64) * (total - 1)
+        return s.new_zeros(1)
+    ranks = torch.linspace(0.1, 0.9, number, dtype=torch.float64, device=s.device) * (total - 1)
     both = torch.stack([ranks.floor(), ranks.ceil()]).long()
-    values = torch.empty(both.shape, dtype=torch.float32)
+    values = s.new_empty(both.shape)
     extension.order_statistics(_entries(s, members), total - nonzero, both.data_ptr(), both.numel(), values.data_ptr())
     low, high = values.double()
     return torch.lerp(low, high, ranks - both[0]).float()
@@ -180,7 +181,7 @@ def _fit_arb(zone: Zone, order: int, iters: int) -> tuple[Tensor, Tensor, Tensor
     """Planes [order, n, k], row scales [n, order], means [n]."""
     s, members = _part(zone.weight, zone.mask)
     planes, row_scale = _outputs(s, order, iters)
-    mean = torch.zeros(len(s))
+    mean = s.new_zeros(len(s))
     if s.numel():
         extension.fit_arb(
             _entries(s, members),
@@ -205,10 +206,11 @@ def fit_arb_x(zone: Zone, order: int, iters: int) -> Fit:
     _check_shape("S", zone.S, (k, k))
     coefficients = torch.cat([mean[:, None], row_scale], 1)
     if s.numel():
-        basis = torch.empty(n, vectors, k)
+        basis = s.new_empty(n, vectors, k)
         threads = torch.get_num_threads()
         extension.arb_x_basis(_entries(s, members), planes.data_ptr(), order, threads, basis.data_ptr())
         products = basis @ zone.S
+        _check("products", products, torch.float32, 3)  # autocast makes other numbers of it
         extension.fit_arb_x(
             s.data_ptr(),
             basis.data_ptr(),
@@ -227,7 +229,7 @@ def fit_arb_rc(zone: Zone, order: int, iters: int) -> Fit:
     """As methods/arb_rc.py, for a float32 zone."""
     s, members = _part(zone.weight, zone.mask)
     planes, row_scale = _outputs(s, order, iters)
-    col_scale = torch.zeros(order, s.shape[1])
+    col_scale = s.new_zeros(order, s.shape[1])
     if s.numel():
         extension.fit_arb_rc(
             _entries(s, members),
@@ -299,7 +301,7 @@ def sweep_levels(
     ):
         _check(name, t, dtype, len(shape))
         _check_shape(name, t, shape)
-    change, code = torch.empty_like(work), torch.empty(k, n, dtype=torch.uint8)
+    change, code = torch.empty_like(work), work.new_empty(k, n, dtype=torch.uint8)
     extension.sweep_levels(
         work.data_ptr(),
         coupling.data_ptr(),
@@ -330,7 +332,7 @@ def _outputs(s: Tensor, order: int, iters: int) -> tuple[Tensor, Tensor]:
     """Planes, bool [order, n, c], and row scales [n, order], for csrc to fill."""
     if order not in (1, 2) or iters < 0:
         raise InputError(f"native solver: order {order} must be 1 or 2 and iters {iters} at least 0")
-    return torch.zeros(order, *s.shape, dtype=torch.bool), torch.zeros(len(s), order)
+    return s.new_zeros(order, *s.shape, dtype=torch.bool), s.new_zeros(len(s), order)
 
 
 def _low_side(s: Tensor, members: Tensor | None, threshold: float) -> Tensor:

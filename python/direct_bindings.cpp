@@ -25,6 +25,7 @@ struct Torch {
     py::object float32 = py::module_::import("torch").attr("float32");
     py::object bfloat16 = py::module_::import("torch").attr("bfloat16");
     py::object float16 = py::module_::import("torch").attr("float16");
+    py::object strided = py::module_::import("torch").attr("strided");
     py::object is_grad_enabled = py::module_::import("torch").attr("is_grad_enabled");
     py::object dispatch_modes = py::module_::import("torch").attr("_C").attr("_len_torch_dispatch_stack");
     py::object is_tracing = py::module_::import("torch").attr("_C").attr("_is_tracing");
@@ -35,7 +36,7 @@ struct Torch {
     void* (*data_ptr)(PyObject*) = compiled_data_ptr();
     py::object empty_strided = py::getattr(guards(), "_empty_strided_cpu", py::none());
     py::str method = intern("data_ptr");
-    py::str dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu");
+    py::str dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu"), layout = intern("layout");
     py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad"), to = intern("to");
     py::str is_neg = intern("is_neg"), new_empty = intern("new_empty"), current_level = intern("_current_level");
 
@@ -107,7 +108,8 @@ class Bound {
         if (dims == 0 || size(shape, dims - 1) != w.cols) return py::none();
         int64_t batch = 1;
         for (Py_ssize_t i = 0; i + 1 < dims; ++i) batch *= size(shape, i);
-        if (!is_true(get(x, t.is_cpu)) || !is_true(call(x, t.is_contiguous))) return py::none();
+        if (!is_true(get(x, t.is_cpu)) || !get(x, t.layout).is(t.strided) || !is_true(call(x, t.is_contiguous)))
+            return py::none();
         const uintptr_t from = address(x);
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         if (batch >= limits_[int8 ? 1 : 0]) return dense_(x);

@@ -8,6 +8,7 @@ import io
 import pytest
 import torch
 from helpers import random_packed
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from arbllm_kernels import direct, native, ops
 from arbllm_kernels.errors import InputError
@@ -60,6 +61,20 @@ def test_other_ways_take_the_op() -> None:
     torch.testing.assert_close(compiled(x), op(layer, x))
     traced = torch.jit.trace(lambda t: layer(t), x)
     assert "arb::linear" in str(traced.graph)
+
+
+@pytest.mark.parametrize("layout", ["to_mkldnn", "to_sparse"])
+def test_other_layouts_are_refused(layout: str) -> None:
+    layer = ARBLinear(random_packed(8, 130, 64))
+    with pytest.raises(InputError, match="dense tensor"):
+        layer(getattr(torch.randn(2, 130), layout)())
+
+
+def test_weights_without_memory_take_the_op() -> None:
+    layer, x = ARBLinear(random_packed(8, 130, 64)), torch.randn(2, 130)
+    args, mode = ops.packed_args(layer.packed), FakeTensorMode()
+    fake = tuple(mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in args)
+    assert direct.product(x, fake, None) == (None, None)
 
 
 def test_changed_weights_are_noticed() -> None:

@@ -319,6 +319,27 @@ def test_backends_agree(method, cgb):
     assert losses["auto"] == losses["native"] == pytest.approx(losses["torch"], rel=1e-2)
 
 
+@pytest.mark.parametrize("method", ["billm", "arb", "arb-x", "arb-rc", "arb-levels"])
+def test_default_dtype_and_device_change_nothing(method):
+    generator = torch.Generator().manual_seed(0)
+    W, X = torch.randn(37, 300, generator=generator), torch.randn(500, 300, generator=generator)
+
+    def solved():
+        return quantize_weight(W, X.T @ X / 500, QuantConfig(method=method), backend="native").tensors()
+
+    wanted, before = solved(), torch.get_default_dtype()
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            found = solved()
+        finally:
+            torch.set_default_dtype(before)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    with torch.device("meta"):
+        found = solved()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_auto_runs_native_code(monkeypatch):
     calls = []
     monkeypatch.setattr(native, "partition", lambda *args: calls.append(1) or oracle.partition(*args))

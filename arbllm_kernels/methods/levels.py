@@ -121,7 +121,7 @@ def solve(weight: Tensor, factor: Factor, cfg: QuantConfig, storage: torch.dtype
 def start(w: Tensor, salient: Tensor, d: Tensor, size: int, iters: int, storage: torch.dtype, engine: Engine) -> Coded:
     """Fit every block by itself, to learn the range of each row's scales, and round to it."""
     m, n = w.shape
-    col, rows, most = torch.ones(m, device=w.device), [], w.new_zeros(n)
+    col, rows, most = w.new_ones(m), [], w.new_zeros(n)
     importance = d.square().reciprocal()
     for a in range(0, m, size):
         here = slice(a, min(a + size, m))
@@ -280,7 +280,7 @@ def _first_guess(part: Tensor, importance: Tensor, count: int) -> tuple[Tensor, 
     """Column scales and magnitudes for normal weights, from the root mean squares of columns and rows."""
     col = part.square().mean(1).sqrt().clamp(min=1e-12)
     spread = (importance @ part.square() / (importance @ col.square())).sqrt()
-    return col, torch.tensor(NORMAL[count], device=part.device)[:, None] * spread
+    return col, part.new_tensor(NORMAL[count])[:, None] * spread
 
 
 def _zones(salient: bool) -> slice:
@@ -306,7 +306,7 @@ def _to_units(scales: Tensor, base: Tensor) -> Tensor:
 
 
 def _to_levels(scales: Tensor) -> Tensor:
-    return scales if len(scales) == 2 else _magnitudes(scales, torch.ones((), device=scales.device), True)
+    return scales if len(scales) == 2 else _magnitudes(scales, scales.new_ones(()), True)
 
 
 def _magnitudes(row_scale: Tensor, col: Tensor, salient: bool) -> Tensor:

@@ -61,7 +61,7 @@ struct BasisRows {
     int64_t vectors = 0;              // order + 1
     const float* weight = nullptr;    // [count, cols], 0 where the zone has no member
     const float* basis = nullptr;     // [count, vectors, cols]
-    const float* products = nullptr;  // [count, vectors, cols]: the basis times S
+    const float* products = nullptr;  // [count, vectors, cols]: the basis times S, which is symmetric
 };
 
 // coefficients: [rows, vectors], in: mean and scales of the start, out: after `iters` rounds.
