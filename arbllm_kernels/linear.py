@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from .direct import product
 from .errors import InputError
-from .ops import DEQUANTIZE, LINEAR, PackedArgs, check_device, layout_sizes, packed_args
+from .ops import DEQUANTIZE, ELEMENTS, LINEAR, PackedArgs, check_device, layout_sizes, packed_args
 from .packed import PARTS, Layout, PackedWeight
 
-X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+X_DTYPES = tuple(ELEMENTS)
 DERIVED = ("order", "counts")
 
 
@@ -21,7 +21,9 @@ def linear(x: Tensor, pw: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x times the transposed packed weight, plus bias.
 
     Args:
-        x: [..., m], float32, bfloat16 or float16; computed in float32. Gradients flow to x.
+        x: [..., m], float32, bfloat16 or float16. Computed in float32; on the CPU, where activations are exact, as well
+            as float32 or, from bfloat16 and float16, with x in 16 bits per unit (docs/cpu-kernels.md). Gradients flow
+            to x.
         pw: packed [n, m] weight on the device of x.
         bias: [n], floating point, or None.
 

@@ -80,10 +80,11 @@ _activations: str | None = None  # None: not asked for yet
 def set_activations(name: str | None) -> None:
     """Choose how batches that are not dequantized (ops.dense_batches) are multiplied on the CPU from now on.
 
-    "exact" (the default) is as good as float32. "int8" rounds each row of x to 8 bits per block of columns or part of
-    one, which is faster and adds an error of about 0.7 % of the product's norm (docs/cpu-kernels.md). Layouts without
-    an int8 kernel (four groups, several blocks of less than 64 columns) are multiplied exactly, and a warning says so
-    once.
+    "exact" (the default) is as good as float32. From x in bfloat16 or float16 it makes whole numbers of 16 bits per
+    block of columns or part of one, finer than what such a y can show. "int8" rounds each row of x to 8 bits per block
+    or part of one, which is faster and adds an error of about 0.7 % of the product's norm (docs/cpu-kernels.md).
+    Layouts without an int8 kernel (four groups, several blocks of less than 64 columns) are multiplied exactly, and a
+    warning says so once.
 
     Args:
         name: "exact", "int8", or None to go back to the environment variable ARBLLM_ACTIVATIONS or the default.

@@ -69,6 +69,7 @@ def packed_args(pw: PackedWeight) -> PackedArgs:
 
 # ---- CPU
 
+ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # what x may consist of
 VIEWED = ("sign", "group", "second", "row_scale", "row_base", "mean", "col_scale", "col_scale2", "order", "counts")
 
 
@@ -112,11 +113,12 @@ def dense_batches(packed: Any, cols: int) -> tuple[int, int]:
 
 
 def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
-    """y [batch, n] = x [batch, m] W^T, both contiguous float32; exact or int8, as native.set_activations says."""
+    """y [batch, n] = x [batch, m] W^T, contiguous, both of one of ELEMENTS, as native.set_activations says."""
     int8 = activations() == "int8"
     if int8 and not weight.covers_int8:
         warnings.warn(NOT_COVERED, stacklevel=3)
-    weight.gemm(x.data_ptr(), batch, y.data_ptr(), torch.get_num_threads(), int8)
+    element = getattr(extension.Element, ELEMENTS[x.dtype])
+    weight.gemm(x.data_ptr(), element, batch, y.data_ptr(), torch.get_num_threads(), int8)
 
 
 NOT_COVERED = (
@@ -135,10 +137,10 @@ def _unreadable(args: PackedArgs, i: int, dtype: str) -> str:
     )
 
 
-def _as_rows(x: Tensor, columns: int) -> Tensor:
-    """x [..., columns] as contiguous float32 [batch, columns]."""
+def _as_rows(x: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """x [..., columns] as contiguous [batch, columns] of `dtype`."""
     _check_columns(x, columns)
-    return x.reshape(-1, columns).to(torch.float32).contiguous()
+    return x.reshape(-1, columns).to(dtype).contiguous()
 
 
 def _as(dtype: torch.dtype, t: Tensor) -> Tensor:
@@ -172,10 +174,10 @@ def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     cols, packed = args[-1][1], view(args)
     if x.numel() >= dense_batches(packed, cols)[activations() == "int8"] * cols:
         return dense_product(x, args, packed)
-    flat = _as_rows(x, cols)
-    y = torch.empty(*x.shape[:-1], args[-1][0], dtype=torch.float32, device="cpu")
+    flat = _as_rows(x, cols, x.dtype if x.dtype in ELEMENTS else torch.float32)
+    y = torch.empty(*x.shape[:-1], args[-1][0], dtype=flat.dtype, device="cpu")
     multiply(extension.Weight(packed), flat, y, flat.shape[0])
-    return y.to(x.dtype)
+    return _as(x.dtype, y)
 
 
 def dense_product(x: Tensor, args: Sequence[Any], packed: Any) -> Tensor:
@@ -203,7 +205,7 @@ def dense_product(x: Tensor, args: Sequence[Any], packed: Any) -> Tensor:
 def _linear_input_grad_cpu(dy: Tensor, *args: Any) -> Tensor:
     rows, cols = args[-1][0], args[-1][1]
     packed, threads = view(args), torch.get_num_threads()
-    flat = _as_rows(dy, rows)
+    flat = _as_rows(dy, rows, torch.float32)
     stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32, device="cpu")
     for first, last, tile in _tiles(packed, rows, cols, True, threads):
         stored.addmm_(flat[:, first:last], tile)

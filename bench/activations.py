@@ -1,10 +1,10 @@
-"""What int8 activations cost in quality: perplexity of .arb files with exact and with int8 products.
+"""What activations in whole numbers cost in quality: perplexity of .arb files by the ways of multiplying.
 
     arbllm quantize SmolLM2-135M-Instruct.Q4_1.gguf paper.arb --preset paper --calib brown.txt
     python bench/activations.py paper.arb compact.arb best.arb --text wikitext2.test.raw [--windows 32 --seqlen 1024]
 
-Long batches are normally dequantized and multiplied exactly, whatever the setting. Here every product goes through the
-packed kernels, so that the int8 row shows what decoding sees; the exact row is the ordinary evaluation.
+Long batches are normally dequantized and multiplied in float32, whatever the setting: the ordinary evaluation, a row
+for either dtype. In the other rows every product goes through the packed kernels, so that they show what decoding sees.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ import arbllm_kernels as arb
 from arbllm_kernels import native, ops
 from arbllm_kernels.evaluate import perplexity, text_ids
 
+# Dtype of the model, activations, whether long batches are dequantized.
+WAYS = {
+    "float32": (torch.float32, "exact", True),
+    "float32, int8": (torch.float32, "int8", False),
+    "bfloat16": (torch.bfloat16, "exact", True),
+    "bfloat16, 16 bits": (torch.bfloat16, "exact", False),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -27,18 +35,19 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=1024)
-    parser.add_argument("--activations", nargs="+", default=list(native.ACTIVATIONS), choices=native.ACTIVATIONS)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options = parser.parse_args()
-    print(f"| file | activations | perplexity ({options.windows} windows of {options.seqlen}) | seconds |")
+    print(f"| file | way | perplexity ({options.windows} windows of {options.seqlen}) | seconds |")
     print("|---|---|---|---|")
-    limits = {"exact": ops.dense_batches, "int8": lambda packed, cols: (ops.NEVER, ops.NEVER)}
     for path in options.models:
-        for name in options.activations:
+        for name in options.ways:
+            dtype, activations, dense = WAYS[name]
+            limits = ops.dense_batches if dense else lambda packed, cols: (ops.NEVER, ops.NEVER)
             # Loaded anew for each: a layer keeps the limits of its first product.
-            model, tokenizer = arb.load(path, dtype=torch.float32)
+            model, tokenizer = arb.load(path, dtype=dtype)
             ids = text_ids(options.text, tokenizer)
             start = time.perf_counter()
-            with native.forced_activations(name), mock.patch.object(ops, "dense_batches", limits[name]):
+            with native.forced_activations(activations), mock.patch.object(ops, "dense_batches", limits):
                 value = perplexity(model, ids, options.seqlen, windows=options.windows)
             print(f"| {path.stem} | {name} | {value:.2f} | {time.perf_counter() - start:.0f} |", flush=True)
 

@@ -52,7 +52,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 BATCHES = (2, 4, 8, 16, 24, 32, 64, 96, 128, 512)  # of --threshold
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576")
-TOLERANCE = {"exact": 1e-5, "int8": 0.013}  # of the norm of the product
+# How a packed weight is multiplied: dtype of x, activations, most that the product may be off, of its norm.
+WAYS = {
+    "exact": (torch.float32, "exact", 1e-5),
+    "bf16 x": (torch.bfloat16, "exact", 0.003),  # half of a bfloat16's last bit is up to 0.4 %
+    "int8": (torch.float32, "int8", 0.013),
+}
 
 
 @dataclass
@@ -88,10 +93,11 @@ def copies_of(pw: PackedWeight, cache_mb: int) -> list[PackedWeight]:
 
 def check(pw: PackedWeight, x: torch.Tensor) -> None:
     """Exit where a product differs from float64 by more than its arithmetic explains."""
-    exact = x.double() @ pw.dequantize().double().t()
-    for name, most in TOLERANCE.items():
-        with native.forced_activations(name):
-            error = float((linear(x, pw).double() - exact).norm() / exact.norm())
+    for name, (dtype, activations, most) in WAYS.items():
+        own = x.to(dtype)
+        exact = own.double() @ pw.dequantize().double().t()
+        with native.forced_activations(activations):
+            error = float((linear(own, pw).double() - exact).norm() / exact.norm())
         if not error <= most:
             raise SystemExit(f"RED: the {name} product of {pw.shape} is off by {error:.3g} of its norm; no times")
 
@@ -114,9 +120,11 @@ def timed(
     return {name: sorted(t) for name, t in times.items()}
 
 
-def packed_call(weights: list[PackedWeight], x: torch.Tensor, activations: str) -> Callable[[int], object]:
-    # The two ways take turns with the same weights, half the list apart: what one has just read is not cold.
-    offset = native.ACTIVATIONS.index(activations) * (len(weights) // 2)
+def packed_call(weights: list[PackedWeight], x: torch.Tensor, way: str) -> Callable[[int], object]:
+    # The ways take turns with the same weights, a third of the list apart: what one has just read is not cold.
+    dtype, activations, _ = WAYS[way]
+    offset = [*WAYS].index(way) * (len(weights) // len(WAYS))
+    x = x.to(dtype)
     native.set_activations(activations)
     for pw in weights:
         linear(x[:1], pw)  # plans are made at the first call
@@ -142,8 +150,7 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
     probe = torch.ones(cache_mb * 2**18)  # written, lest all of it be one page of zeros
     bits = {"torch fp32": 32.0, "torch bf16": 16.0}
     for name, copies in weights.items():
-        ways = (*native.ACTIVATIONS, "dequantized at once")
-        bits |= {f"{name}, {way}": copies[0].bits_per_weight for way in ways}
+        bits |= {f"{name}, {way}": copies[0].bits_per_weight for way in (*WAYS, "dequantized at once")}
     found = []
     for number in threads:
         torch.set_num_threads(number)
@@ -156,7 +163,8 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
                 "probe": lambda i: probe.sum(),
             }
             for name, copies in weights.items():
-                contenders[f"{name}, exact"] = packed_call(copies, x, "exact")
+                for way in ("exact", "bf16 x"):
+                    contenders[f"{name}, {way}"] = packed_call(copies, x, way)
                 if batch >= ops.DENSE_BATCH:
                     contenders[f"{name}, dequantized at once"] = lambda i, x=x, copies=copies: F.linear(
                         x, torch.ops.arb.dequantize(*ops.packed_args(copies[(i + 1) % len(copies)]))
@@ -224,21 +232,22 @@ def our_tokens(found: list[Row], layers: int) -> list[dict[str, object]]:
 def threshold(threads: list[int], rounds: int) -> None:
     """Times of both ways of `arb::linear`, to choose what ops.dense_batches answers."""
     chosen = ops.dense_batches
-    print("| shape | preset | activations | threads | batch | packed ms | dequantize + mm ms |")
+    print("| shape | preset | way | threads | batch | packed ms | dequantize + mm ms |")
     print("|---|---|---|---|---|---|---|")
     for (rows, cols), (name, options) in itertools.product(((576, 576), (4096, 4096)), PRESETS.items()):
         pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
         args = ops.packed_args(pw)
-        for way, count, batch in itertools.product(native.ACTIVATIONS, threads, BATCHES):
+        for way, count, batch in itertools.product(WAYS, threads, BATCHES):
             torch.set_num_threads(count)
-            x = torch.randn(batch, cols)
+            dtype, activations, _ = WAYS[way]
+            x = torch.randn(batch, cols, dtype=dtype)
 
             def call(limit: int, x: torch.Tensor = x, args: ops.PackedArgs = args) -> torch.Tensor:
                 ops.dense_batches = lambda packed, cols: (limit, limit)
                 return torch.ops.arb.linear(x, *args)
 
-            with native.forced_activations(way):
+            with native.forced_activations(activations):
                 times = timed({"packed": lambda i: call(ops.NEVER), "dense": lambda i: call(0)}, rounds)
             packed, dense = (statistics.median(times[kind]) * 1e3 for kind in ("packed", "dense"))
             print(f"| {rows}x{cols} | {name} | {way} | {count} | {batch} | {packed:.2f} | {dense:.2f} |", flush=True)
@@ -250,21 +259,23 @@ def overhead(rounds: int) -> None:
     pw = random_packed(576, 576, **PRESETS["best"])
     check(pw, torch.randn(2, 576))
     layer, dense, x = ARBLinear(pw), torch.nn.Linear(576, 576, bias=False), torch.randn(1, 576)
-    tiny, one, y = ARBLinear(random_packed(1, 1, 1)), torch.randn(1, 1), torch.empty(1, 576)
+    tiny, one = ARBLinear(random_packed(1, 1, 1)), torch.randn(1, 1)
     args, kernel = ops.packed_args(pw), ops.native_weight(ops.packed_args(pw))
     torch.set_num_threads(1)
     contenders: dict[str, Callable[[int], object]] = {}
-    for name in native.ACTIVATIONS:
-        int8 = name == "int8"
+    for name, (dtype, activations, _) in WAYS.items():
+        own, y = x.to(dtype), torch.empty(1, 576, dtype=dtype)
+        element = getattr(native.extension.Element, ops.ELEMENTS[dtype])
 
-        def call(i: int, name: str = name) -> object:
-            native.set_activations(name)
-            return layer(x)
+        def call(i: int, own: torch.Tensor = own, activations: str = activations) -> object:
+            native.set_activations(activations)
+            return layer(own)
+
+        def alone(i: int, x: torch.Tensor = own, y: torch.Tensor = y, element: Any = element, way: str = name) -> None:
+            kernel.gemm(x.data_ptr(), element, 1, y.data_ptr(), 1, way == "int8")
 
         contenders[f"ARBLinear 576 x 576, {name}"] = call
-        contenders[f"its kernel alone, {name}"] = lambda i, int8=int8: kernel.gemm(
-            x.data_ptr(), 1, y.data_ptr(), 1, int8
-        )
+        contenders[f"its kernel alone, {name}"] = alone
     contenders["the op arb::linear, int8"] = lambda i: ops.LINEAR(x, *args)
     contenders["nn.Linear 576 x 576"] = lambda i: dense(x)
     contenders["ARBLinear 1 x 1"] = lambda i: tiny(one)

@@ -68,13 +68,14 @@ std::string active_isa() {
 
 }  // namespace
 
-const char* gemm(arb::Weight& weight, uintptr_t x, int64_t batch, uintptr_t y, int64_t threads, bool int8) {
+const char* gemm(arb::Weight& weight, uintptr_t x, arb::Element element, int64_t batch, uintptr_t y, int64_t threads,
+                 bool int8) {
     const char* ran = nullptr;
     arb::Status status;
     {
         const py::gil_scoped_release released;
         const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
-        status = weight.gemm(pointer<const float>(x), batch, pointer<float>(y), threads, activations, &ran);
+        status = weight.gemm(pointer<const void>(x), element, batch, pointer<void>(y), threads, activations, &ran);
     }
     check(status, weight.view(), "gemm");
     return ran;
@@ -135,11 +136,17 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly("covers_line", &arb::covers_line)
         .def_property_readonly("covers_sums", &arb::covers_sums);
 
+    py::enum_<arb::Element>(m, "Element")
+        .value("fp32", arb::Element::fp32)
+        .value("bf16", arb::Element::bf16)
+        .value("fp16", arb::Element::fp16);
+
     // A view and its plan, for as many calls as wanted.
     py::class_<arb::Weight>(m, "Weight")
         .def(py::init<const arb::PackedView&>())
         .def_property_readonly("covers_int8", [](const arb::Weight& w) { return arb::covers_int8(w.view()); })
-        .def("gemm", &gemm, "y = x W^T for contiguous float32 x [batch, m], y [batch, n]; returns the ISA that ran.");
+        .def("gemm", &gemm,
+             "y = x W^T for contiguous x [batch, m], y [batch, n] of the same elements; returns the ISA that ran.");
     m.def("dequantize", &dequantize, "Rows begin..end-1 as contiguous float32; returns the ISA that ran.");
     m.def(
         "table_gemm",

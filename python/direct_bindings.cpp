@@ -37,7 +37,7 @@ struct Torch {
     py::object empty_strided = py::getattr(guards(), "_empty_strided_cpu", py::none());
     py::str method = intern("data_ptr");
     py::str dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu"), layout = intern("layout");
-    py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad"), to = intern("to");
+    py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad");
     py::str is_neg = intern("is_neg"), new_empty = intern("new_empty"), current_level = intern("_current_level");
 
     static py::object guards() { return py::module_::import("torch._C").attr("_dynamo").attr("guards"); }
@@ -101,8 +101,8 @@ class Bound {
         if (reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != t.tensor_type.ptr() || !product_alone(x))
             return py::none();
         const py::object dtype = get(x, t.dtype), shape = get(x, t.shape);
-        const bool is_float = dtype.is(t.float32);
-        if (!is_float && !dtype.is(t.bfloat16) && !dtype.is(t.float16)) return py::none();
+        const bool is_float = dtype.is(t.float32), is_bf16 = dtype.is(t.bfloat16);
+        if (!is_float && !is_bf16 && !dtype.is(t.float16)) return py::none();
         const auto dims = static_cast<Py_ssize_t>(PyTuple_GET_SIZE(shape.ptr()));
         const arb::PackedView& w = weight_.view();
         if (dims == 0 || size(shape, dims - 1) != w.cols) return py::none();
@@ -113,21 +113,20 @@ class Bound {
         const uintptr_t from = address(x);
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         if (batch >= limits_[int8 ? 1 : 0]) return dense_(x);
-        py::object flat = py::reinterpret_borrow<py::object>(x);
-        if (!is_float) flat = checked(PyObject_CallMethodOneArg(x.ptr(), t.to.ptr(), t.float32.ptr()));
-        const py::object y = empty_like_rows(flat, shape, dims);
+        const py::object y = empty_like_rows(x, dtype, shape, dims);
         if (int8 && !covers_int8_) call(not_covered_);
-        gemm(weight_, is_float ? from : address(flat), batch, address(y), threads, int8);
-        return is_float ? y : checked(PyObject_CallMethodOneArg(y.ptr(), t.to.ptr(), dtype.ptr()));
+        const auto element = is_float ? arb::Element::fp32 : is_bf16 ? arb::Element::bf16 : arb::Element::fp16;
+        gemm(weight_, from, element, batch, address(y), threads, int8);
+        return y;
     }
 
   private:
-    // float32 [..., n], on the CPU.
-    py::object empty_like_rows(const py::object& flat, const py::object& shape, Py_ssize_t dims) const {
+    // [..., n] in the dtype of x, on the CPU.
+    py::object empty_like_rows(py::handle x, const py::object& dtype, const py::object& shape, Py_ssize_t dims) const {
         const Torch& t = torch();
         const int64_t rows = weight_.view().rows;
         if (t.empty_strided.is_none()) {  // the sizes as numbers: torch takes half as long again to read a tuple
-            std::vector<PyObject*> arguments{flat.ptr()};
+            std::vector<PyObject*> arguments{x.ptr()};
             for (Py_ssize_t i = 0; i + 1 < dims; ++i) arguments.push_back(PyTuple_GET_ITEM(shape.ptr(), i));
             const py::int_ last(rows);
             arguments.push_back(last.ptr());
@@ -141,7 +140,7 @@ class Bound {
             PyTuple_SET_ITEM(strides.ptr(), i, PyLong_FromLongLong(stride));
             stride *= std::max<int64_t>(here, 1);
         }
-        PyObject* const made[] = {sizes.ptr(), strides.ptr(), t.float32.ptr()};
+        PyObject* const made[] = {sizes.ptr(), strides.ptr(), dtype.ptr()};
         return checked(PyObject_Vectorcall(t.empty_strided.ptr(), made, 3, nullptr));
     }
 

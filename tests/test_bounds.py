@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_packed
-from test_sums import run
+from test_sums import WAYS, run
 from torch import Tensor
 
 from arbllm_kernels.packed import PackedWeight
@@ -45,6 +45,6 @@ def test_nothing_is_read_past_the_end(isa: str, options: dict[str, Any]) -> None
         pw = random_packed(n, m, **options)
         at_the_end = PackedWeight(layout=pw.layout, **{name: guarded(t) for name, t in pw.tensors().items()})
         for batch in (1, 3):
-            x = torch.randn(batch, m)
-            for int8 in (False, True):
+            for dtype, int8 in WAYS:
+                x = guarded(torch.randn(batch, m, dtype=dtype))
                 assert torch.equal(run(at_the_end, x, int8), run(pw, x, int8))

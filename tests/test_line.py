@@ -1,4 +1,5 @@
-"""Products in whole numbers (csrc/cpu/line.h): exact and int8, against float64 and a plain version of the rounding."""
+"""Products in whole numbers (csrc/cpu/line.h) in one, two and three digits: against float64 and a plain version of the
+rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import itertools
 import pytest
 import torch
 from helpers import random_packed
-from test_sums import reference, run
+from test_sums import WAYS, reference, run, same_bits
 
 from arbllm_kernels import native, ops
 from arbllm_kernels.packed import PackedWeight
@@ -62,17 +63,20 @@ def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> N
         assert bool(((run_exact(pw, x).double() - exact).abs() <= bound(pw, x) + rounding + 1e-30).all()), pw.layout
         int8, expected = run_int8(pw, x).double(), reference(pw, x, k, joint=True)
         assert bool(((int8 - expected).abs() <= 2.0**-22 * (expected.abs() + rounding * 2.0**23)).all()), pw.layout
+        half = x.half()
+        two, expected = run(pw, half, False).double(), reference(pw, half.float(), k, joint=True, digits=2)
+        steps = 2.0**-11 * expected.abs() + 2.0**-25
+        assert bool(((two - expected).abs() <= steps * 1.001 + rounding).all()), pw.layout
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES)
 def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
-        x = torch.randn(15, m)  # tiles of 8, 4, 2 and 1
-        for way in (run_exact, run_int8):
-            got = way(pw, x)
+        for dtype, int8 in WAYS:
+            x = torch.randn(15, m, dtype=dtype)  # tiles of 8, 4, 2 and 1
+            got = run(pw, x, int8)
             with native.forced_isa("scalar"):
-                expected = way(pw, x)
-            assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), (way, pw.layout)
+                assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
 
 
 @pytest.mark.parametrize("salient_groups", [1, 2])
@@ -82,21 +86,21 @@ def test_joined_planes_where_some_blocks_cannot_be_joined(isa: str, salient_grou
     x = torch.randn(3, 1400)
     exact = x.double() @ pw.dequantize().double().T
     rounding = 2.0**-23 * (x.double().abs() @ pw.dequantize().double().abs().T)
-    for way in (run_exact, run_int8):
-        got = way(pw, x)
+    for dtype, int8 in WAYS:
+        got = run(pw, x.to(dtype), int8)
         with native.forced_isa("scalar"):
-            assert torch.equal(got.view(torch.int32), way(pw, x).view(torch.int32))
+            assert same_bits(got, run(pw, x.to(dtype), int8))
     assert bool(((run_exact(pw, x).double() - exact).abs() <= bound(pw, x) + rounding).all())
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 65])
 def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
     pw = random_packed(701, 1400, 2048, shared=True, coded=True)
-    x = torch.randn(batch, 1400)
-    for way in (run_exact, run_int8):
-        together = way(pw, x, threads=3)
+    for dtype, int8 in WAYS:
+        x = torch.randn(batch, 1400, dtype=dtype)
+        together = run(pw, x, int8, threads=3)
         for i in range(0, batch, 8):
-            assert torch.equal(together[i : i + 1], way(pw, x[i : i + 1]))
+            assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1], int8))
 
 
 @pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 1e38])
@@ -114,10 +118,10 @@ def test_huge_and_tiny_x(isa: str, size: float) -> None:
 
 def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str) -> None:
     pw = random_packed(8, 600, 512, shared=True, coded=True, salient=0.2)
-    x = torch.randn(5, 600)
-    clean = run_exact(pw, x), run_int8(pw, x)
-    x[1, 7], x[3, 599] = float("inf"), float("nan")
-    exact, int8 = run_exact(pw, x), run_int8(pw, x)
-    for got, before in zip((exact, int8), clean, strict=True):
+    for dtype, int8 in WAYS:
+        x = torch.randn(5, 600, dtype=dtype)
+        before = run(pw, x, int8)
+        x[1, 7], x[3, 599] = float("inf"), float("nan")
+        got = run(pw, x, int8)
         assert torch.equal(got[::2], before[::2]) and bool((~got[1::2].isfinite()).all())
-    assert bool(exact[3].isnan().all())
+        assert bool(got[3].isnan().all())

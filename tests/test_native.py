@@ -24,13 +24,31 @@ ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(1, 1, 1), (3, 200, 128), (5, 100, 33), (2, 64, 128), (7, 300, 256), (5, 130, 1), (4, 250, 100)]
 ZONES = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 4)]
 PARTS = [(False, True), (True, False), (False, False), (True, True)]  # (mean, col_scale)
+FP32 = native.extension.Element.fp32
 
 
 def run_gemm(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> tuple[torch.Tensor, str]:
     y = torch.full((x.shape[0], pw.layout.rows), float("nan"))
     args = ops.packed_args(pw)
-    ran = ops.native_weight(args).gemm(x.data_ptr(), x.shape[0], y.data_ptr(), threads, False)
+    ran = ops.native_weight(args).gemm(x.data_ptr(), FP32, x.shape[0], y.data_ptr(), threads, False)
     return y, ran
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_element_of_16_bits_is_read_and_rounded(isa: str, dtype: torch.dtype) -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    x = bits.view(dtype)[:, None].contiguous()
+    # By blending, one column: y is x times w, rounded once. So many bits that there are ties; up to Inf; subnormal.
+    for w in (1.0, 1 + 2.0**-10, 3.0, 2.0**-10 + 2.0**-20):
+        pw = random_packed(1, 1, 1, groups=4, salient=0.0)
+        pw.sign.fill_(1), pw.row_scale.fill_(w), pw.col_scale.fill_(1.0)
+        assert not ops.view(ops.packed_args(pw)).covers_sums and float(pw.dequantize()) == w
+        y, weight = torch.empty_like(x), ops.native_weight(ops.packed_args(pw))
+        weight.gemm(x.data_ptr(), getattr(native.extension.Element, ops.ELEMENTS[dtype]), 2**16, y.data_ptr(), 2, False)
+        expected = (x.float() * w + 0.0).to(dtype)  # a sum: never -0, unless rounded to it
+        assert torch.equal(y.isnan(), expected.isnan())
+        number = ~expected.isnan()
+        assert torch.equal(y[number].view(torch.int16), expected[number].view(torch.int16)), w
 
 
 def run_dequantize(pw: PackedWeight, begin: int, end: int, stored: bool = False) -> tuple[torch.Tensor, str]:
@@ -132,7 +150,7 @@ def test_format_2_parts_that_do_not_fit_are_refused() -> None:
 
     def gemm_with(position: int, part: Any) -> None:
         changed = (*args[:position], part, *args[position + 1 :])
-        ops.native_weight(changed).gemm(x.data_ptr(), 1, y.data_ptr(), 1, False)
+        ops.native_weight(changed).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, False)
 
     for position in (3, 4, 6):
         with pytest.raises(InputError, match="does not have the size"):
@@ -210,7 +228,7 @@ def test_hostile_contents_are_refused_or_harmless() -> None:
 
     def gemm_with(position: int, part: Any) -> None:
         changed = [*args[:position], part, *args[position + 1 :]]
-        ops.native_weight(tuple(changed)).gemm(x.data_ptr(), 1, y.data_ptr(), 1, False)
+        ops.native_weight(tuple(changed)).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, False)
 
     for position in (0, 1, 2, 3, 6, 7):
         with pytest.raises(InputError, match=r"does not have the size .*n = 5, m = 100, k = 33"):

@@ -1,7 +1,9 @@
-"""Products by sums of units (csrc/cpu/sums.h), exact and int8: against float64, a plain version, and each other."""
+"""Products by sums of units (csrc/cpu/sums.h) in one, two and three digits: against float64, a plain version, and each
+other."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -42,25 +44,37 @@ def weights(n: int, m: int, k: int) -> list[PackedWeight]:
     return found
 
 
+# Dtype of x, and whether activations are in 8 bits: three digits, two, and one.
+WAYS = ((torch.float32, False), (torch.bfloat16, False), (torch.float16, False), (torch.float32, True))
+
+
 def run(pw: PackedWeight, x: torch.Tensor, int8: bool, threads: int = 1) -> torch.Tensor:
-    y = torch.full((x.shape[0], pw.layout.rows), float("nan"))
+    """In the dtype of x."""
+    y = torch.full((x.shape[0], pw.layout.rows), float("nan"), dtype=x.dtype)
     args = ops.packed_args(pw)
-    weight = ops.native_weight(args)
+    weight, element = ops.native_weight(args), getattr(native.extension.Element, ops.ELEMENTS[x.dtype])
     assert weight.covers_int8
-    assert weight.gemm(x.data_ptr(), x.shape[0], y.data_ptr(), threads, int8) == native.active_isa()
+    assert weight.gemm(x.data_ptr(), element, x.shape[0], y.data_ptr(), threads, int8) == native.active_isa()
     return y
 
 
-def rounded(values: torch.Tensor, most: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """q float [...] in -127..127 and its unit, float32 operations in the order of the kernels."""
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    integers = torch.int32 if a.dtype is torch.float32 else torch.int16
+    return a.dtype is b.dtype and torch.equal(a.view(integers), b.view(integers))
+
+
+def rounded(values: torch.Tensor, whole: float, most: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """q float [...] in -whole..whole and its unit, float32 operations in the order of the kernels."""
     most = values.abs().amax() if most is None else most
     if most == 0:
         return torch.zeros_like(values), most
-    return (values * (torch.tensor(127.0) / most)).round().double(), (most / 127.0).double()
+    return (values * (torch.tensor(whole) / most)).round().double(), (most / whole).double()
 
 
-def reference(pw: PackedWeight, x: torch.Tensor, width: int = UNIT, joint: bool = False) -> torch.Tensor:
-    """The int8 product in float64, exact but for the last rounding: [batch, n].
+def reference(
+    pw: PackedWeight, x: torch.Tensor, width: int = UNIT, joint: bool = False, digits: int = 1
+) -> torch.Tensor:
+    """The product in one or two digits in float64, exact but for the last rounding: [batch, n].
 
     x is rounded for every `width` columns of a block and every kind of column apart; `joint`: for all kinds together,
     which csrc/cpu/line.h does, where all kinds have the same column scales.
@@ -69,6 +83,7 @@ def reference(pw: PackedWeight, x: torch.Tensor, width: int = UNIT, joint: bool 
     sign, group = pw._sign_bits.double() * 2 - 1, pw._group_index
     second = pw._second_bits.double() * 2 - 1 if lay.salient_order == 2 else None
     y, seen = torch.zeros(x.shape[0], n, dtype=torch.float64), 0
+    whole = 127.0 if digits == 1 else 127.0 * 257.0
 
     def scaled(own: torch.Tensor, part: torch.Tensor | None, g: int, cols: slice) -> torch.Tensor:
         return own if part is None else own * part.float()[min(g, part.shape[0] - 1), cols]
@@ -99,7 +114,7 @@ def reference(pw: PackedWeight, x: torch.Tensor, width: int = UNIT, joint: bool 
                         levels.append(pw.mean[:, b, g if salient else lay.salient_groups + g].double())
                     for (values, signs), level in zip(terms, levels, strict=True):
                         for t in range(x.shape[0]):
-                            q, unit = rounded(values[t], everything[t] if joint else None)
+                            q, unit = rounded(values[t], whole, everything[t] if joint else None)
                             y[t] += level * ((here * signs) @ q.double()) * unit
                 if salient:
                     seen += cols.stop - cols.start
@@ -140,35 +155,39 @@ def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> N
         assert bool(((run(pw, x, False).double() - exact).abs() <= bound(pw, x, True)).all()), pw.layout
         off = (run(pw, x, True).double() - reference(pw, x)).abs()
         assert bool((off <= bound(pw, x, False)).all()), pw.layout
+        half = x.half()
+        expected = reference(pw, half.float(), digits=2)
+        off, rounding = (run(pw, half, False).double() - expected).abs(), 2.0**-11 * expected.abs() + 2.0**-25
+        assert bool((off <= bound(pw, half, False) + rounding).all()), pw.layout
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES)
 def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
-        x = torch.randn(5, m)
-        for int8 in (False, True):
+        for dtype, int8 in WAYS:
+            x = torch.randn(5, m, dtype=dtype)
             got = run(pw, x, int8)
             with native.forced_isa("scalar"):
-                expected = run(pw, x, int8)
-            assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), (int8, pw.layout)
+                assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 5, 66])
 def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
     pw = random_packed(701, 1400, 128)
-    x = torch.randn(batch, 1400)
-    for int8 in (False, True):
+    for dtype, int8 in WAYS:
+        x = torch.randn(batch, 1400, dtype=dtype)
         together = run(pw, x, int8, threads=3)
         for i in range(0, batch, 4):
             assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1], int8))
 
 
 def test_a_long_x_meets_panels_of_rows(isa: str) -> None:
-    pw, x = random_packed(37, 20000, 128, salient=0.1), torch.randn(2, 20000)
-    for int8 in (False, True):
+    pw = random_packed(37, 20000, 128, salient=0.1)
+    for batch, (dtype, int8) in itertools.product((1, 2), WAYS):
+        x = torch.randn(batch, 20000, dtype=dtype)
         got = run(pw, x, int8, threads=2)
         with native.forced_isa("scalar"):
-            assert torch.equal(got, run(pw, x, int8))
+            assert same_bits(got, run(pw, x, int8))
 
 
 @pytest.mark.parametrize("salient", [0.0, 0.4, 1.0])
@@ -194,10 +213,11 @@ def test_huge_and_tiny_x(isa: str, size: float) -> None:
 
 
 def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str) -> None:
-    pw, x = random_packed(8, 300, 128), torch.randn(5, 300)
-    clean = [run(pw, x, int8) for int8 in (False, True)]
-    x[1, 7], x[3, 299] = float("inf"), float("nan")
-    for int8, before in zip((False, True), clean, strict=True):
+    pw = random_packed(8, 300, 128)
+    for dtype, int8 in WAYS:
+        x = torch.randn(5, 300, dtype=dtype)
+        before = run(pw, x, int8)
+        x[1, 7], x[3, 299] = float("inf"), float("nan")
         got = run(pw, x, int8)
         assert torch.equal(got[::2], before[::2]) and bool((~got[1::2].isfinite()).all())
         assert bool(got[3].isnan().all())

@@ -225,6 +225,36 @@ Status multiply_or_blend(const Way& way, const Plans& plans, int64_t number, con
     return Status::ok;
 }
 
+Status multiply_floats(const Plans& plans, int64_t number, const float* x, int64_t batch, float* y, int64_t threads) {
+    const int64_t rows = std::min(batch, kRowsAtOnce);
+    if (plans.has_line) {
+        const ByLine way(*plans.isa->line, plans.line.job, rows, number);
+        return multiply_or_blend(way, plans, number, x, batch, y, threads);
+    }
+    if (plans.has_sums) {
+        const BySums way(*plans.isa->sums, plans.sums.job, rows, number);
+        return multiply_or_blend(way, plans, number, x, batch, y, threads);
+    }
+    return multiply(*plans.isa->exact, plans.exact.job, x, batch, y, threads);
+}
+
+// x and y of 16 bits are floats on the way, some rows at a time.
+Status multiply_halves(const Plans& plans, int64_t number, const uint16_t* x, Element element, int64_t batch,
+                       uint16_t* y, int64_t threads) {
+    const PackedView& w = *plans.exact.job.weight;
+    const Kernels& kernels = *plans.isa->exact;
+    const int64_t most = std::min(batch, kRowsAtOnce);
+    const Aligned<float> wide_x = aligned<float>(most * w.cols), wide_y = aligned<float>(most * w.rows);
+    for (int64_t i = 0; i < batch; i += kRowsAtOnce) {
+        const int64_t rows = std::min(batch - i, kRowsAtOnce);
+        kernels.widen(x + i * w.cols, element, rows * w.cols, wide_x.get());
+        const Status status = multiply_floats(plans, number, wide_x.get(), rows, wide_y.get(), threads);
+        if (status != Status::ok) return status;
+        kernels.narrow(wide_y.get(), rows * w.rows, element, y + i * w.rows);
+    }
+    return Status::ok;
+}
+
 }  // namespace
 
 bool covers_int8(const PackedView& w) { return covers_line(w) || covers_sums(w); }
@@ -232,7 +262,7 @@ bool covers_int8(const PackedView& w) { return covers_line(w) || covers_sums(w);
 Weight::Weight(const PackedView& view) : view_(view) {}
 Weight::~Weight() = default;
 
-Status Weight::gemm(const float* x, int64_t batch, float* y, int64_t threads, Activations activations,
+Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int64_t threads, Activations activations,
                     const char** ran) {
     if (batch < 0 || threads < 1) return Status::bad_range;
     const Isa* isa = nullptr;
@@ -247,25 +277,21 @@ Status Weight::gemm(const float* x, int64_t batch, float* y, int64_t threads, Ac
             }
             plans = plans_;
         }
-        const int64_t number = activations == Activations::int8 ? 1 : kMaxDigits;
-        const int64_t rows = std::min(batch, kRowsAtOnce);
-        if (plans->has_line) {
-            const ByLine way(*isa->line, plans->line.job, rows, number);
-            return multiply_or_blend(way, *plans, number, x, batch, y, threads);
+        const int64_t number = activations == Activations::int8 ? 1 : element == Element::fp32 ? kMaxDigits : 2;
+        if (element == Element::fp32) {
+            return multiply_floats(*plans, number, static_cast<const float*>(x), batch, static_cast<float*>(y),
+                                   threads);
         }
-        if (plans->has_sums) {
-            const BySums way(*isa->sums, plans->sums.job, rows, number);
-            return multiply_or_blend(way, *plans, number, x, batch, y, threads);
-        }
-        return multiply(*isa->exact, plans->exact.job, x, batch, y, threads);
+        return multiply_halves(*plans, number, static_cast<const uint16_t*>(x), element, batch,
+                               static_cast<uint16_t*>(y), threads);
     } catch (const std::bad_alloc&) {
         return Status::out_of_memory;
     }
 }
 
-Status gemm(const PackedView& weight, const float* x, int64_t batch, float* y, int64_t threads, Activations activations,
-            const char** ran) {
-    return Weight(weight).gemm(x, batch, y, threads, activations, ran);
+Status gemm(const PackedView& weight, const void* x, Element element, int64_t batch, void* y, int64_t threads,
+            Activations activations, const char** ran) {
+    return Weight(weight).gemm(x, element, batch, y, threads, activations, ran);
 }
 
 }  // namespace arb

@@ -63,6 +63,10 @@ struct Kernels {
     // y[t][i] = line i of codes [., cols] times x[t], for lines begin..end-1 and t < tile (at most kMaxTile).
     void (*table_rows)(const int8_t* codes, int64_t cols, const float* const* x, int64_t tile, int64_t begin,
                        int64_t end, float* const* y);
+
+    // `count` elements of 16 bits, bf16 or fp16, to floats, and floats to these: to the nearest, of two the even one.
+    void (*widen)(const uint16_t* from, Element element, int64_t count, float* to);
+    void (*narrow)(const float* from, int64_t count, Element element, uint16_t* to);
 };
 
 constexpr int64_t kMaxTile = 4;  // rows of x that one pass over the planes serves

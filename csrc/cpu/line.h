@@ -3,12 +3,12 @@
 //
 // It serves weights whose row scales are whole numbers u and whose columns have at most one scale c (what arb-levels
 // makes), in blocks that are wide or single. For a row of x and block b, every x_j c_j becomes a whole number X = x_j
-// c_j / t_b, rounded, of one digit (int8: |X| <= 127) or three (exact: X = d2 2^16 + d1 2^8 + d0, digits -128 .. 127,
-// t_b a power of two, |X| < 2^22). Then
+// c_j / t_b, rounded, of one digit (int8: the largest |X| is 127), two (x of 16 bits: X = d1 2^8 + d0, digits -128 ..
+// 127, the largest |X| is 127 * 257) or three (x of 32 bits: t_b a power of two, |X| < 2^22). Then
 //     total of the block = sum of u X over its columns, both planes: an exact integer
 //     y_i = float(e_i * sum of total_b t_b, in double, blocks ascending)
-// which fixes every bit of the result on every instruction set, whatever order the integers are added in. In the exact
-// way an x_j c_j is off by at most t_b / 2, 2^-22 of the largest of its block.
+// which fixes every bit of the result on every instruction set, whatever order the integers are added in. An x_j c_j is
+// off by at most t_b / 2: with two digits 2^-16 of the largest of its block, with three 2^-22.
 #pragma once
 
 #include "arb/packed.h"
@@ -20,7 +20,7 @@ constexpr int64_t kLineSpare = 160;     // bytes that may be read past the end o
 constexpr int64_t kMaxDigits = 3;
 constexpr int64_t kLinePanel = 32;     // rows of the weight that meet a part of x in turn; a multiple of four
 constexpr int64_t kLineTile = 8;       // most rows of x that share the unpacking of the bits, of one digit
-constexpr int64_t kExactLineTile = 4;  // and of three: no fewer lines of digits in all
+constexpr int64_t kExactLineTile = 4;  // and of two or three: no fewer lines of digits in all
 
 // A step takes the columns of one vector of plane bytes; the last of a block may be partly empty. Salient columns come
 // first in their block, so one step at most is *mixed*: it holds columns of both kinds.
@@ -87,7 +87,7 @@ struct LineKernels {
                     double* units);
 
     // y[t][i] for rows begin..end-1 of the weight and t < tile, a power of two up to kLineTile if number
-    // is 1, up to kExactLineTile if it is kMaxDigits.
+    // is 1, up to kExactLineTile if it is more.
     void (*multiply)(const LineJob& job, const LineRow* x, int64_t tile, int64_t number, int64_t begin, int64_t end,
                      unsigned char* scratch, float* const* y);
 };

@@ -4,13 +4,14 @@
 // A unit is up to 128 consecutive columns of a block in storage order. Its kinds are those of the row scales: a plane,
 // salient or other columns, a group; and one for the mean of every zone. For a row of x, a unit u and a kind k, every
 // column's v = x_j times its column scale (1 for means) becomes a whole number X = v / t, rounded, of one digit (int8:
-// |X| <= 127) or three (exact: t a power of two, |X| < 2^22). Then
+// the largest |X| is 127), two (x of 16 bits: 127 * 257) or three (x of 32 bits: t a power of two, |X| < 2^22). Then
 //     S = sum of +-X over the unit's columns that are of the kind in this row (of X for means): an exact integer
 //     lane l of the row = fma(float(S), R t, lane l of the row), units with l = 4 (u % 4) + u / 4 % 4 and their kinds
 //                         ascending; R is the row scale or the mean
 //     y_i = (sum of the 16 lanes: l + (l + 8), then 4, 2 and 1 apart) * p * 2^exponent * row base, in double
 // where x was divided by a power of two p that makes the largest |x| less than 4. This fixes every bit of the result on
-// every instruction set. In the exact way a v is off by at most t / 2, 2^-22 of the largest of its unit and kind.
+// every instruction set. A v is off by at most t / 2: with two digits 2^-16 of the largest of its unit and kind, with
+// three 2^-22.
 #pragma once
 
 #include "arb/packed.h"
@@ -122,7 +123,7 @@ struct SumsKernels {
     // Returns whether x was finite; if not, the row must not be used.
     bool (*prepare)(const SumsJob& job, const float* x, int64_t number, float* values, SumsRow& row);
 
-    // y[t][i] for rows begin..end-1 of the weight and t < tile, which is 1 or kSumsTile; number is 1 or kMaxDigits.
+    // y[t][i] for rows begin..end-1 of the weight and t < tile, which is 1 or kSumsTile.
     void (*multiply)(const SumsJob& job, const SumsRow* x, int64_t tile, int64_t number, int64_t begin, int64_t end,
                      unsigned char* scratch, float* const* y);
 };

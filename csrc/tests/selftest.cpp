@@ -1,6 +1,6 @@
 // Native self-test: every available instruction set against the scalar one, on random packed weights of awkward shapes.
-// Dequantized values and products with int8 activations must be equal bit for bit; exact products within the rounding
-// of a float32 sum. Needs neither Python nor torch, so it also runs under emulators and sanitizers. Prints the
+// Dequantized values and products in whole numbers must be equal bit for bit; exact products within the rounding of a
+// float32 sum. Needs neither Python nor torch, so it also runs under emulators and sanitizers. Prints the
 // instruction sets that ran; exit status 1 on failure.
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "arb/bits.h"
@@ -140,7 +141,8 @@ bool check_gemm(const Weight& w, const std::vector<float>& values, int64_t batch
     const std::vector<float> x = random_x(w, batch, random);
     std::vector<float> y(static_cast<size_t>(batch * n), std::nanf(""));
     const char* ran = nullptr;
-    if (arb::gemm(w.view, x.data(), batch, y.data(), 2, arb::Activations::exact, &ran) != arb::Status::ok)
+    if (arb::gemm(w.view, x.data(), arb::Element::fp32, batch, y.data(), 2, arb::Activations::exact, &ran) !=
+        arb::Status::ok)
         return fail("gemm", isa, w);
     if (std::strcmp(ran, isa) != 0) return fail("dispatch", isa, w);
     for (int64_t b = 0; b < batch; ++b) {
@@ -164,24 +166,41 @@ bool check_gemm(const Weight& w, const std::vector<float>& values, int64_t batch
     return true;
 }
 
-std::vector<float> int8_product(const Weight& w, const std::vector<float>& x, int64_t threads) {
+// A row of y after the other, as bytes.
+using Product = std::vector<unsigned char>;
+
+Product product(const Weight& w, const std::vector<float>& x, arb::Element element, arb::Activations activations,
+                int64_t threads) {
     const int64_t batch = static_cast<int64_t>(x.size()) / w.view.cols;
-    std::vector<float> y(static_cast<size_t>(batch * w.view.rows), std::nanf(""));
-    const arb::Status status = arb::gemm(w.view, x.data(), batch, y.data(), threads, arb::Activations::int8);
-    return status == arb::Status::ok ? y : std::vector<float>();
+    std::vector<uint16_t> halves;  // the upper ones of floats: as bf16 or fp16 they are numbers of all sizes
+    for (const float value : x) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, sizeof bits);
+        halves.push_back(static_cast<uint16_t>(bits >> 16));
+    }
+    const bool wide = element == arb::Element::fp32;
+    Product y(static_cast<size_t>(batch * w.view.rows) * (wide ? 4 : 2));
+    const void* const from = wide ? static_cast<const void*>(x.data()) : halves.data();
+    const arb::Status status = arb::gemm(w.view, from, element, batch, y.data(), threads, activations);
+    return status == arb::Status::ok ? y : Product();
 }
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-    return !a.empty() && a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-bool check_int8(const Weight& w, const char* isa, std::mt19937& random) {
+// In whole numbers every bit is the same.
+bool check_bits(const Weight& w, const char* isa, std::mt19937& random) {
+    constexpr arb::Activations kInt8 = arb::Activations::int8, kExact = arb::Activations::exact;
+    constexpr std::pair<arb::Element, arb::Activations> kWays[] = {{arb::Element::fp32, kInt8},
+                                                                   {arb::Element::fp32, kExact},
+                                                                   {arb::Element::bf16, kExact},
+                                                                   {arb::Element::fp16, kExact},
+                                                                   {arb::Element::fp16, kInt8}};
     for (const int64_t batch : {1, 5, 9}) {
         const std::vector<float> x = random_x(w, batch, random);
-        const std::vector<float> y = int8_product(w, x, 1);
-        const bool forced = arb::set_isa("scalar") == arb::Status::ok;
-        if (!forced || !same_bits(y, int8_product(w, x, 1))) return fail("int8", isa, w);
-        if (arb::set_isa(isa) != arb::Status::ok) return fail("set_isa", isa, w);
+        for (const auto& [element, activations] : kWays) {
+            const Product y = product(w, x, element, activations, 1);
+            const bool forced = arb::set_isa("scalar") == arb::Status::ok;
+            if (!forced || y.empty() || y != product(w, x, element, activations, 1)) return fail("bits", isa, w);
+            if (arb::set_isa(isa) != arb::Status::ok) return fail("set_isa", isa, w);
+        }
     }
     return true;
 }
@@ -193,14 +212,15 @@ bool check_threads(bool by_line, std::mt19937& random) {
     w.view.mean = {};
     if (by_line) make_format_2(w, random);
     if (arb::set_isa(nullptr) != arb::Status::ok) return fail("set_isa", "the best", w);
-    const std::vector<float> x = random_x(w, 1, random), expected = int8_product(w, x, 1);
+    const std::vector<float> x = random_x(w, 1, random);
+    const Product expected = product(w, x, arb::Element::fp32, arb::Activations::int8, 1);
     arb::Weight kept(w.view);
     bool good[2] = {true, true};
     const auto calls = [&](bool& same) {
         for (int i = 0; i < 20; ++i) {
-            std::vector<float> y(expected.size());
-            const auto status = kept.gemm(x.data(), 1, y.data(), 3, arb::Activations::int8);
-            same &= status == arb::Status::ok && same_bits(y, expected);
+            Product y(expected.size());
+            const auto status = kept.gemm(x.data(), arb::Element::fp32, 1, y.data(), 3, arb::Activations::int8);
+            same &= status == arb::Status::ok && y == expected;
         }
     };
     std::thread other(calls, std::ref(good[1]));
@@ -226,7 +246,7 @@ bool check_weight(Weight& w, std::mt19937& random) {
         for (const int64_t batch : {1, 3, 5}) {
             if (!check_gemm(w, expected, batch, isa, random)) return false;
         }
-        if (arb::covers_int8(w.view) && !check_int8(w, isa, random)) return false;
+        if (arb::covers_int8(w.view) && !check_bits(w, isa, random)) return false;
     }
     return true;
 }

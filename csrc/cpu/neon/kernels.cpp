@@ -1,7 +1,8 @@
 #include "vec.h"
 
 #include "../buffers.inc"
+#include "../halves.inc"
 #include "../kernel.inc"
 #include "../table.inc"
 
-const arb::Kernels arb::neon_kernels = {kWidth, prepare, gemm, dequantize, table_rows};
+const arb::Kernels arb::neon_kernels = {kWidth, prepare, gemm, dequantize, table_rows, widen, narrow};

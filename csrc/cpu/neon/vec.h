@@ -35,6 +35,11 @@ inline Floats load_halves(const unsigned char* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(halves));
 }
 
+inline void store_halves(uint16_t* p, Floats v) {
+    const uint16x4_t halves = vreinterpret_u16_f16(vcvt_f16_f32(v));
+    std::memcpy(p, &halves, sizeof halves);
+}
+
 inline Floats load_bytes(const int8_t* p) {
     uint32_t four;
     std::memcpy(&four, p, sizeof four);

@@ -39,6 +39,25 @@ inline Floats load_halves(const unsigned char* p) {
     return value;
 }
 
+// To the nearest half, ties to even. Steps of subnormal halves are 2^-24, which is what 0.5 leaves a float added to it.
+inline void store_halves(uint16_t* p, Floats v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    const uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    uint32_t half;
+    if (size > 0x7f800000) {
+        half = 0x7e00 | (size >> 13 & 0x3ff);
+    } else if (size < 0x38800000) {  // 2^-14
+        const float shifted = (v < 0.0f ? -v : v) + 0.5f;
+        std::memcpy(&half, &shifted, 4);
+        half -= 0x3f000000;
+    } else {
+        half = (size + 0xfff + (size >> 13 & 1)) >> 13;  // a carry goes on to the exponent
+        half = half >= 0x23c00 ? 0x7c00 : half - 0x1c000;
+    }
+    *p = static_cast<uint16_t>(sign | half);
+}
+
 inline Floats load_bytes(const int8_t* p) { return static_cast<float>(*p); }
 
 inline Floats load_at(const float* p, const int32_t* index) { return p[*index]; }

@@ -9,7 +9,7 @@
 namespace arb {
 
 enum class Activations {
-    exact,  // float32 products and sums
+    exact,  // as good as float32 products and sums of x; x of 16 bits may be rounded to 16 bits per part of a block
     int8,   // x is rounded to 8 bits per part of a block, where the layout allows it (covers_int8)
 };
 
@@ -37,10 +37,10 @@ class Weight {
 
     const PackedView& view() const { return view_; }
 
-    // y = x * W^T with x float32 [batch, m] and y float32 [batch, n], both contiguous. A row of y depends neither on
-    // the batch it came in nor on the number of threads. `threads` is an upper limit; small matrices use fewer. `ran`
-    // (may be null) receives the name of the instruction set.
-    Status gemm(const float* x, int64_t batch, float* y, int64_t threads, Activations activations,
+    // y = x * W^T with x [batch, m] and y [batch, n], contiguous, both of the same elements. A row of y depends neither
+    // on the batch it came in nor on the number of threads. `threads` is an upper limit; small matrices use fewer.
+    // `ran` (may be null) receives the name of the instruction set.
+    Status gemm(const void* x, Element element, int64_t batch, void* y, int64_t threads, Activations activations,
                 const char** ran = nullptr);
 
   private:
@@ -50,7 +50,7 @@ class Weight {
 };
 
 // The same for a single call.
-Status gemm(const PackedView& weight, const float* x, int64_t batch, float* y, int64_t threads, Activations activations,
-            const char** ran = nullptr);
+Status gemm(const PackedView& weight, const void* x, Element element, int64_t batch, void* y, int64_t threads,
+            Activations activations, const char** ran = nullptr);
 
 }  // namespace arb

@@ -20,6 +20,7 @@ constexpr int kMaxExponent = 126;     // |exponent| at most
 constexpr int kMaxGroups = 4;         // G is 1, 2 or 4
 
 enum class ScaleType { fp16, fp32, u8 };
+enum class Element { fp32, bf16, fp16 };  // of what is multiplied, and of the product
 
 // A read-only buffer and its length in elements, so that every size can be checked before anything is read.
 // No alignment beyond one byte is assumed: packed weights are often views of a memory-mapped file.
