@@ -21,9 +21,8 @@ def linear(x: Tensor, pw: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x times the transposed packed weight, plus bias.
 
     Args:
-        x: [..., m], float32, bfloat16 or float16. Computed in float32; on the CPU, where activations are exact, as well
-            as float32 or, from bfloat16 and float16, with x in 16 bits per unit (docs/cpu-kernels.md). Gradients flow
-            to x.
+        x: [..., m], float32, bfloat16 or float16. Gradients flow to x. What is computed is as good as float32; on the
+            CPU, native.set_activations says how.
         pw: packed [n, m] weight on the device of x.
         bias: [n], floating point, or None.
 

@@ -100,16 +100,21 @@ def native_weight(args: PackedArgs) -> Any:
     return extension.Weight(view(args))
 
 
-def dense_batches(packed: Any, cols: int) -> tuple[int, int]:
-    """From how many rows of x on a native view of so many columns is dequantized: exact, and with int8 activations.
+def digits_of(dtype: torch.dtype) -> int:
+    """How many digits of 8 bits the packed kernels make of x."""
+    return 1 if activations() == "int8" else 2 if dtype in (torch.bfloat16, torch.float16) else 3
+
+
+def dense_batches(packed: Any, cols: int) -> tuple[int, int, int]:
+    """From how many rows of x on a native view of so many columns is dequantized: for one, two and three digits.
 
     Measured for 576 and 4,096 columns, `bench/gemv.py --threshold`.
     """
     if packed.covers_line:
-        return (16, 96) if cols < NARROW else (64, NEVER)
+        return (96, 28, 16) if cols < NARROW else (NEVER, NEVER, 192)
     if packed.covers_sums:
-        return (6, 12) if cols < NARROW else (28, 80)
-    return DENSE_BATCH, DENSE_BATCH
+        return (12, 8, 6) if cols < NARROW else (80, 40, 28)
+    return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
 
 
 def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
@@ -172,7 +177,7 @@ def _tiles(packed: Any, rows: int, cols: int, stored: bool, threads: int) -> Ite
 
 def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     cols, packed = args[-1][1], view(args)
-    if x.numel() >= dense_batches(packed, cols)[activations() == "int8"] * cols:
+    if x.numel() >= dense_batches(packed, cols)[digits_of(x.dtype) - 1] * cols:
         return dense_product(x, args, packed)
     flat = _as_rows(x, cols, x.dtype if x.dtype in ELEMENTS else torch.float32)
     y = torch.empty(*x.shape[:-1], args[-1][0], dtype=flat.dtype, device="cpu")

@@ -42,7 +42,7 @@ def main() -> None:
     for path in options.models:
         for name in options.ways:
             dtype, activations, dense = WAYS[name]
-            limits = ops.dense_batches if dense else lambda packed, cols: (ops.NEVER, ops.NEVER)
+            limits = ops.dense_batches if dense else lambda packed, cols: (ops.NEVER,) * 3
             # Loaded anew for each: a layer keeps the limits of its first product.
             model, tokenizer = arb.load(path, dtype=dtype)
             ids = text_ids(options.text, tokenizer)

@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "compact": {"block_size": 2048, "salient": 0.27, "shared": True, "coded": True, "joined": True},
     "best": {"block_size": 2048, "salient": 0.87, "shared": True, "coded": True, "joined": True},
 }
-BATCHES = (2, 4, 8, 16, 24, 32, 64, 96, 128, 512)  # of --threshold
+BATCHES = (2, 4, 8, 16, 24, 32, 64, 96, 128, 256, 512)  # of --threshold
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576")
 # How a packed weight is multiplied: dtype of x, activations, most that the product may be off, of its norm.
 WAYS = {
@@ -169,7 +169,7 @@ def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cac
                     contenders[f"{name}, dequantized at once"] = lambda i, x=x, copies=copies: F.linear(
                         x, torch.ops.arb.dequantize(*ops.packed_args(copies[(i + 1) % len(copies)]))
                     )
-                if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])), cols)[1]:
+                if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])), cols)[0]:
                     contenders[f"{name}, int8"] = packed_call(copies, x, "int8")
             with torch.no_grad():
                 # Code and x are in the cache, as in decoding; weights are not. In a long call that makes no difference.
@@ -244,7 +244,7 @@ def threshold(threads: list[int], rounds: int) -> None:
             x = torch.randn(batch, cols, dtype=dtype)
 
             def call(limit: int, x: torch.Tensor = x, args: ops.PackedArgs = args) -> torch.Tensor:
-                ops.dense_batches = lambda packed, cols: (limit, limit)
+                ops.dense_batches = lambda packed, cols: (limit,) * 3
                 return torch.ops.arb.linear(x, *args)
 
             with native.forced_activations(activations):

@@ -83,10 +83,10 @@ bool product_alone(py::handle x) {
 // A native weight and the tensors it was made from, which it keeps alive.
 class Bound {
   public:
-    // `limits`: how many rows of x are too many for the packed kernels, exact and with int8 activations.
+    // `limits`: how many rows of x are too many for the packed kernels, in one, two and three digits.
     // `dense(x)` is the product of so many. `not_covered` is called where int8 activations are asked for and the
     // product is exact all the same.
-    Bound(const py::tuple& tensors, const arb::PackedView& view, std::array<int64_t, 2> limits,
+    Bound(const py::tuple& tensors, const arb::PackedView& view, std::array<int64_t, 3> limits,
           const py::object& not_covered, const py::object& dense)
         : tensors_(tensors), weight_(view), limits_(limits), not_covered_(not_covered), dense_(dense) {
         for (const py::handle tensor : tensors) addresses_.push_back(address(tensor));
@@ -112,7 +112,7 @@ class Bound {
             return py::none();
         const uintptr_t from = address(x);
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
-        if (batch >= limits_[int8 ? 1 : 0]) return dense_(x);
+        if (batch >= limits_[int8 ? 0 : is_float ? 2 : 1]) return dense_(x);
         const py::object y = empty_like_rows(x, dtype, shape, dims);
         if (int8 && !covers_int8_) call(not_covered_);
         const auto element = is_float ? arb::Element::fp32 : is_bf16 ? arb::Element::bf16 : arb::Element::fp16;
@@ -160,7 +160,7 @@ class Bound {
     py::tuple tensors_;
     std::vector<uintptr_t> addresses_;
     arb::Weight weight_;
-    std::array<int64_t, 2> limits_;
+    std::array<int64_t, 3> limits_;
     py::object not_covered_, dense_;
     bool covers_int8_;
 };
@@ -169,7 +169,7 @@ class Bound {
 
 void register_direct(py::module_& m) {
     py::class_<Bound>(m, "Bound")
-        .def(py::init<const py::tuple&, const arb::PackedView&, std::array<int64_t, 2>, const py::object&,
+        .def(py::init<const py::tuple&, const arb::PackedView&, std::array<int64_t, 3>, const py::object&,
                       const py::object&>())
         .def("product", &Bound::product)
         // Not copied, not pickled: a layer makes it anew.

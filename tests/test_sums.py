@@ -229,7 +229,7 @@ def test_int8_is_opt_in_and_says_where_it_does_not_apply(monkeypatch: pytest.Mon
     exact = linear(x, pw)
     with native.forced_activations("int8"):
         assert torch.equal(linear(x, pw), run(pw, x, True)) and not torch.equal(linear(x, pw), exact)
-        many = x.repeat(ops.dense_batches(ops.view(ops.packed_args(pw)), 300)[1], 1)
+        many = x.repeat(ops.dense_batches(ops.view(ops.packed_args(pw)), 300)[0], 1)
         torch.testing.assert_close(linear(many, pw)[:2], exact)  # long batches are exact
         for options in ({"groups": 4}, {"block_size": 32}):
             other: PackedWeight = random_packed(8, 300, **options)
