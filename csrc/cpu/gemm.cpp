@@ -1,6 +1,7 @@
 #include "arb/gemm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <new>
 
@@ -8,6 +9,16 @@
 #include "pool.h"
 
 namespace arb {
+
+struct Plans {
+    const Isa* isa;
+    bool has_line;
+    bool has_sums;
+    Plan exact;
+    LinePlan line;
+    SumsPlan sums;
+};
+
 namespace {
 
 // Waking another thread costs tens of microseconds: about the time one thread needs for this many weights.
@@ -69,7 +80,7 @@ Aligned<T> aligned(int64_t count) {
 constexpr int64_t kRowsAtOnce = 64;    // rows of x that are prepared before the weight is read
 constexpr int64_t kRowsPerPiece = 16;  // at least so many rows of the weight for a thread
 
-// Of both ways: rows of x as they are prepared, which lie behind one another.
+// Of both ways: rows of x as they are prepared, which lie behind one another, and how a piece of one is.
 struct ByLine {
     using Row = LineRow;
     static constexpr int64_t kTile = kLineTile, kExactTile = kExactLineTile;
@@ -78,25 +89,36 @@ struct ByLine {
     Aligned<int8_t> digits;
     Aligned<int32_t> starts;
     Aligned<double> units;
-    Aligned<float> values;
 
     ByLine(const LineKernels& k, const LineJob& j, int64_t rows, int64_t number)
         : kernels(&k),
           job(&j),
           digits(aligned<int8_t>(rows * number * j.line)),
           starts(aligned<int32_t>(rows * number * j.blocks * 2 * k.lanes)),
-          units(aligned<double>(rows * j.blocks)),
-          values(aligned<float>(j.widest)) {}
+          units(aligned<double>(rows * j.blocks)) {}
 
-    bool prepare(const float* x, int64_t i, int64_t number, Row& row) const {
-        int8_t* const row_digits = digits.get() + i * number * job->line;
-        int32_t* const row_starts = starts.get() + i * number * job->blocks * 2 * kernels->lanes;
-        double* const row_units = units.get() + i * job->blocks;
-        row = {row_digits, row_starts, row_units};
-        return kernels->prepare(*job, x, number, values.get(), row_digits, row_starts, row_units);
+    int64_t pieces() const { return job->blocks; }
+    bool begin(const float*, int64_t i, int64_t number, Row& row) const {
+        row = {digits_of(i, number), starts_of(i, number), units.get() + i * job->blocks};
+        return true;
+    }
+
+    // `finite` becomes false if x is not; what is prepared then are zeros.
+    Status prepare(const float* x, int64_t i, int64_t piece, int64_t number, Row&, bool& finite) const {
+        const std::unique_ptr<float[]> values(new (std::nothrow) float[static_cast<size_t>(job->widest)]);
+        if (values == nullptr) return Status::out_of_memory;
+        finite = kernels->prepare(*job, piece, x, number, values.get(), digits_of(i, number), starts_of(i, number),
+                                  units.get() + i * job->blocks);
+        return Status::ok;
     }
 
     int64_t scratch() const { return job->scratch; }
+
+  private:
+    int8_t* digits_of(int64_t i, int64_t number) const { return digits.get() + i * number * job->line; }
+    int32_t* starts_of(int64_t i, int64_t number) const {
+        return starts.get() + i * number * job->blocks * 2 * kernels->lanes;
+    }
 };
 
 struct BySums {
@@ -117,18 +139,57 @@ struct BySums {
           starts(aligned<int32_t>(rows * number * j.lines * k.lanes)),
           units(aligned<float>(rows * unit_count())),
           totals(aligned<int32_t>(rows * j.parts * 2 * k.lanes)),
-          values(aligned<float>(j.weight->cols + kUnit * (k.lanes + 1))) {}
+          values(aligned<float>(rows * value_count())) {}
 
     int64_t unit_count() const { return job->parts * (job->scales + job->means) * kernels->lanes; }
+    int64_t value_count() const { return job->weight->cols + kUnit; }
+    int64_t pieces() const { return job->parts; }
 
-    bool prepare(const float* x, int64_t i, int64_t number, Row& row) const {
+    bool begin(const float* x, int64_t i, int64_t number, Row& row) const {
         const int64_t lines = i * number * job->lines * kernels->lanes;
         row = {digits.get() + 32 * lines, starts.get() + lines, units.get() + i * unit_count(),
                totals.get() + i * job->parts * 2 * kernels->lanes, 0.0};
-        return kernels->prepare(*job, x, number, values.get(), row);
+        row.unit = kernels->gather(*job, x, values.get() + i * value_count());
+        return row.unit != 0.0;
+    }
+
+    Status prepare(const float*, int64_t i, int64_t piece, int64_t number, Row& row, bool&) const {
+        kernels->prepare(*job, piece, values.get() + i * value_count(), number, row);
+        return Status::ok;
     }
 
     int64_t scratch() const { return 5 * kSumsPanel * job->room; }
+};
+
+// Rows of x that several threads prepare: what concerns a row as a whole, then its pieces.
+template <typename Way>
+struct Preparation {
+    const Way* way;
+    const float* x;
+    int64_t number;  // digits
+    typename Way::Row rows[kRowsAtOnce];
+    std::atomic<bool> finite[kRowsAtOnce];
+
+    const float* row_of(int64_t i) const { return x + i * way->job->weight->cols; }
+
+    static Status begin_rows(void* context, int64_t begin, int64_t end) {
+        Preparation& p = *static_cast<Preparation*>(context);
+        for (int64_t i = begin; i < end; ++i) p.finite[i] = p.way->begin(p.row_of(i), i, p.number, p.rows[i]);
+        return Status::ok;
+    }
+
+    static Status prepare_pieces(void* context, int64_t begin, int64_t end) {
+        Preparation& p = *static_cast<Preparation*>(context);
+        const int64_t pieces = p.way->pieces();
+        for (int64_t at = begin; at < end; ++at) {
+            const int64_t i = at / pieces;
+            bool finite = true;
+            const Status status = p.way->prepare(p.row_of(i), i, at % pieces, p.number, p.rows[i], finite);
+            if (status != Status::ok) return status;
+            if (!finite) p.finite[i] = false;
+        }
+        return Status::ok;
+    }
 };
 
 template <typename Way>
@@ -155,41 +216,30 @@ Status multiply_whole_rows(void* context, int64_t begin, int64_t end) {
     return Status::ok;
 }
 
-// Multiplies rows of x up to the first that is not finite; `done` says how many.
+// A row of x that is not finite is multiplied once more, as the definition of the format says.
 template <typename Way>
-Status multiply_whole(const Way& way, int64_t number, const float* x, int64_t batch, float* y, int64_t threads,
-                      int64_t& done) {
+Status multiply_whole(const Way& way, const Plans& plans, int64_t number, const float* x, int64_t batch, float* y,
+                      int64_t threads) {
     const PackedView& w = *way.job->weight;
-    done = 0;
-    for (bool finite = true; done < batch && finite;) {
-        typename Way::Row rows[kRowsAtOnce];
-        WholeTile<Way> t{&way, rows, 0, number, y + done * w.rows};
-        while (t.count < std::min(batch - done, kRowsAtOnce)) {
-            finite = way.prepare(x + (done + t.count) * w.cols, t.count, number, rows[t.count]);
-            if (!finite) break;
-            ++t.count;
-        }
-        const int64_t useful = std::max<int64_t>(1, w.rows * w.cols * t.count * number / kWholeWeightsPerThread);
-        const Status status = parallel_for(t.count > 0 ? w.rows : 0, kRowsPerPiece, std::min(threads, useful),
-                                           multiply_whole_rows<Way>, &t);
+    for (int64_t first = 0; first < batch; first += kRowsAtOnce) {
+        const int64_t rows = std::min(batch - first, kRowsAtOnce);
+        const int64_t useful = std::max<int64_t>(1, w.rows * w.cols * rows * number / kWholeWeightsPerThread);
+        const int64_t workers = std::min(threads, useful);
+        Preparation<Way> prepared{&way, x + first * w.cols, number, {}, {}};
+        WholeTile<Way> tile{&way, prepared.rows, rows, number, y + first * w.rows};
+        Status status = parallel_for(rows, 1, workers, Preparation<Way>::begin_rows, &prepared);
         if (status != Status::ok) return status;
-        done += t.count;
+        status = parallel_for(rows * way.pieces(), 1, workers, Preparation<Way>::prepare_pieces, &prepared);
+        if (status != Status::ok) return status;
+        status = parallel_for(w.rows, kRowsPerPiece, workers, multiply_whole_rows<Way>, &tile);
+        for (int64_t i = 0; i < rows && status == Status::ok; ++i) {
+            if (prepared.finite[i]) continue;
+            status = multiply(*plans.isa->exact, plans.exact.job, prepared.row_of(i), 1, tile.y + i * w.rows, threads);
+        }
+        if (status != Status::ok) return status;
     }
     return Status::ok;
 }
-
-}  // namespace
-
-struct Plans {
-    const Isa* isa;
-    bool has_line;
-    bool has_sums;
-    Plan exact;
-    LinePlan line;
-    SumsPlan sums;
-};
-
-namespace {
 
 Status make_plans(const PackedView& view, const Isa& isa, std::shared_ptr<const Plans>& made) {
     const auto plans = std::make_shared<Plans>();
@@ -203,37 +253,15 @@ Status make_plans(const PackedView& view, const Isa& isa, std::shared_ptr<const 
     return Status::ok;
 }
 
-// What a row that is not finite needs is computed as the definition of the format says.
-template <typename Way>
-Status multiply_or_blend(const Way& way, const Plans& plans, int64_t number, const float* x, int64_t batch, float* y,
-                         int64_t threads) {
-    const PackedView& w = *way.job->weight;
-    for (int64_t i = 0; i < batch; ++i) {
-        int64_t done = 0;
-        if (const Status status = multiply_whole(way, number, x + i * w.cols, batch - i, y + i * w.rows, threads, done);
-            status != Status::ok) {
-            return status;
-        }
-        i += done;
-        if (i == batch) break;
-        if (const Status status =
-                multiply(*plans.isa->exact, plans.exact.job, x + i * w.cols, 1, y + i * w.rows, threads);
-            status != Status::ok) {
-            return status;
-        }
-    }
-    return Status::ok;
-}
-
 Status multiply_floats(const Plans& plans, int64_t number, const float* x, int64_t batch, float* y, int64_t threads) {
     const int64_t rows = std::min(batch, kRowsAtOnce);
     if (plans.has_line) {
         const ByLine way(*plans.isa->line, plans.line.job, rows, number);
-        return multiply_or_blend(way, plans, number, x, batch, y, threads);
+        return multiply_whole(way, plans, number, x, batch, y, threads);
     }
     if (plans.has_sums) {
         const BySums way(*plans.isa->sums, plans.sums.job, rows, number);
-        return multiply_or_blend(way, plans, number, x, batch, y, threads);
+        return multiply_whole(way, plans, number, x, batch, y, threads);
     }
     return multiply(*plans.isa->exact, plans.exact.job, x, batch, y, threads);
 }

@@ -81,10 +81,10 @@ struct LineKernels {
     int64_t bytes;  // of a vector
     int64_t lanes;  // 32-bit sums in a vector
 
-    // x [m] in column order -> one prepared row. `values` is working memory of `widest` floats. Returns whether x was
-    // finite; if not, the row must not be used.
-    bool (*prepare)(const LineJob& job, const float* x, int64_t number, float* values, int8_t* digits, int32_t* starts,
-                    double* units);
+    // x [m] in column order -> block `block` of a prepared row. `values` is working memory of `widest` floats. Returns
+    // whether x was finite; if not, it prepares zeros. Blocks may be prepared at the same time.
+    bool (*prepare)(const LineJob& job, int64_t block, const float* x, int64_t number, float* values, int8_t* digits,
+                    int32_t* starts, double* units);
 
     // y[t][i] for rows begin..end-1 of the weight and t < tile, a power of two up to kLineTile if number
     // is 1, up to kExactLineTile if it is more.

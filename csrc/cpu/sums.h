@@ -119,9 +119,12 @@ struct SumsRow {
 struct SumsKernels {
     int64_t lanes;  // 32-bit sums in a vector
 
-    // x [m] in column order -> one prepared row. `values` is working memory of cols + 16 * lanes * 8 + 128 floats.
-    // Returns whether x was finite; if not, the row must not be used.
-    bool (*prepare)(const SumsJob& job, const float* x, int64_t number, float* values, SumsRow& row);
+    // x [m] in column order -> values [m + kUnit] in storage order, divided by p, which is returned. If x is not
+    // finite, zeros, and 0.
+    double (*gather)(const SumsJob& job, const float* x, float* values);
+
+    // Part `part` of a prepared row, from these values. Parts may be prepared at the same time.
+    void (*prepare)(const SumsJob& job, int64_t part, const float* values, int64_t number, SumsRow& row);
 
     // y[t][i] for rows begin..end-1 of the weight and t < tile, which is 1 or kSumsTile.
     void (*multiply)(const SumsJob& job, const SumsRow* x, int64_t tile, int64_t number, int64_t begin, int64_t end,
