@@ -21,8 +21,8 @@ def linear(x: Tensor, pw: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x times the transposed packed weight, plus bias.
 
     Args:
-        x: [..., m], float32, bfloat16 or float16. Gradients flow to x. What is computed is as good as float32; on the
-            CPU, native.set_activations says how.
+        x: [..., m], float32, bfloat16 or float16. Gradients flow to x. On the CPU native.set_activations says how x
+            is rounded, if at all.
         pw: packed [n, m] weight on the device of x.
         bias: [n], floating point, or None.
 

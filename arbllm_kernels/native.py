@@ -80,9 +80,11 @@ _activations: str | None = None  # None: not asked for yet
 def set_activations(name: str | None) -> None:
     """Choose how batches that are not dequantized (ops.dense_batches) are multiplied on the CPU from now on.
 
-    "exact" (the default) is as good as float32. From x in bfloat16 or float16 it makes whole numbers of 16 bits per
-    block of columns or part of one, finer than what such a y can show. "int8" rounds each row of x to 8 bits per block
-    or part of one, which is faster and adds an error of about 0.7 % of the product's norm (docs/cpu-kernels.md).
+    "exact" (the default) is as good as float32 for x in float32. x in bfloat16 is rounded to 16 bits per block of
+    columns or part of one, x in float16 to 16 bits per part of up to 128 columns, and else to 23: a y in which large
+    terms cancel can be off by more than its last bit; the norm of the product is not. "int8" rounds each row of x to 8
+    bits per block or part of one, which is faster and adds an error of about 0.7 % of the product's norm
+    (docs/cpu-kernels.md).
     Layouts without an int8 kernel (four groups, several blocks of less than 64 columns) are multiplied exactly, and a
     warning says so once.
 

@@ -15,13 +15,21 @@ from torch import Tensor
 
 from . import gpu
 from .errors import InputError
-from .native import activations, extension
+from .native import activations, active_isa, extension
 from .packed import Layout, PackedWeight
 
-# From some number of rows of x on, dequantizing tiles of W and calling BLAS beats the packed kernels, whose work grows
-# with every row; `dense_batches` says from how many.
+# From some number of rows of x on, dequantizing tiles of W and calling BLAS mostly beats the packed kernels, whose work
+# grows with every row; `dense_batches` says from how many.
 DENSE_BATCH = 16  # kernels by blending, and 8-bit tables
 NEVER = 1 << 62
+DOT_PRODUCTS = ("avx512vbmi", "avx512vnni", "neondot")  # instruction sets with one that adds four products
+# By (way, dot products): for one, two and three digits of x, where W is narrow and where it is wide.
+DENSE_BATCHES = {
+    ("line", True): ((96, 28, 16), (NEVER, NEVER, 192)),
+    ("line", False): ((12, 6, 5), (44, 14, 10)),
+    ("sums", True): ((12, 8, 6), (80, 40, 28)),
+    ("sums", False): ((5, 3, 3), (16, 7, 5)),
+}
 NARROW = 2048  # columns
 PERMUTE = 6  # what a permuted entry of x costs, in entries of W
 TILE_WEIGHTS = 1 << 22  # weights per dequantized tile, 16 MB of float32: 2 and 4 times as many are slower, half as well
@@ -100,30 +108,32 @@ def native_weight(args: PackedArgs) -> Any:
     return extension.Weight(view(args))
 
 
-def digits_of(dtype: torch.dtype) -> int:
-    """How many digits of 8 bits the packed kernels make of x."""
-    return 1 if activations() == "int8" else 2 if dtype in (torch.bfloat16, torch.float16) else 3
-
-
 def dense_batches(packed: Any, cols: int) -> tuple[int, int, int]:
-    """From how many rows of x on a native view of so many columns is dequantized: for one, two and three digits.
+    """From how many rows of x on a native view of so many columns is dequantized: for one, two and three digits of x.
 
-    Measured for 576 and 4,096 columns, `bench/gemv.py --threshold`.
+    Measured for 576 and 4,096 columns, avx512vbmi and avx2, `bench/gemv.py --threshold`.
     """
-    if packed.covers_line:
-        return (96, 28, 16) if cols < NARROW else (NEVER, NEVER, 192)
-    if packed.covers_sums:
-        return (12, 8, 6) if cols < NARROW else (80, 40, 28)
-    return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
+    if not packed.covers_line and not packed.covers_sums:
+        return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
+    key = "line" if packed.covers_line else "sums", active_isa() in DOT_PRODUCTS
+    return DENSE_BATCHES[key][cols >= NARROW]
+
+
+def element(dtype: torch.dtype) -> Any:
+    """Of x, as the extension names it: float32 for what it does not take."""
+    return getattr(extension.Element, ELEMENTS.get(dtype, "fp32"))
+
+
+def way() -> Any:
+    """The activations in force, as the extension names them."""
+    return getattr(extension.Activations, activations())
 
 
 def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
     """y [batch, n] = x [batch, m] W^T, contiguous, both of one of ELEMENTS, as native.set_activations says."""
-    int8 = activations() == "int8"
-    if int8 and not weight.covers_int8:
+    if activations() == "int8" and not weight.covers_int8:
         warnings.warn(NOT_COVERED, stacklevel=3)
-    element = getattr(extension.Element, ELEMENTS[x.dtype])
-    weight.gemm(x.data_ptr(), element, batch, y.data_ptr(), torch.get_num_threads(), int8)
+    weight.gemm(x.data_ptr(), element(x.dtype), batch, y.data_ptr(), torch.get_num_threads(), way())
 
 
 NOT_COVERED = (
@@ -177,7 +187,8 @@ def _tiles(packed: Any, rows: int, cols: int, stored: bool, threads: int) -> Ite
 
 def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     cols, packed = args[-1][1], view(args)
-    if x.numel() >= dense_batches(packed, cols)[digits_of(x.dtype) - 1] * cols:
+    digits = packed.digits_of(element(x.dtype), way())
+    if x.numel() >= dense_batches(packed, cols)[digits - 1] * cols:
         return dense_product(x, args, packed)
     flat = _as_rows(x, cols, x.dtype if x.dtype in ELEMENTS else torch.float32)
     y = torch.empty(*x.shape[:-1], args[-1][0], dtype=flat.dtype, device="cpu")

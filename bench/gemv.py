@@ -265,14 +265,14 @@ def overhead(rounds: int) -> None:
     contenders: dict[str, Callable[[int], object]] = {}
     for name, (dtype, activations, _) in WAYS.items():
         own, y = x.to(dtype), torch.empty(1, 576, dtype=dtype)
-        element = getattr(native.extension.Element, ops.ELEMENTS[dtype])
+        element, way = ops.element(dtype), getattr(native.extension.Activations, activations)
 
         def call(i: int, own: torch.Tensor = own, activations: str = activations) -> object:
             native.set_activations(activations)
             return layer(own)
 
-        def alone(i: int, x: torch.Tensor = own, y: torch.Tensor = y, element: Any = element, way: str = name) -> None:
-            kernel.gemm(x.data_ptr(), element, 1, y.data_ptr(), 1, way == "int8")
+        def alone(i: int, x: torch.Tensor = own, y: torch.Tensor = y, element: Any = element, way: Any = way) -> None:
+            kernel.gemm(x.data_ptr(), element, 1, y.data_ptr(), 1, way)
 
         contenders[f"ARBLinear 576 x 576, {name}"] = call
         contenders[f"its kernel alone, {name}"] = alone

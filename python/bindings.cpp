@@ -69,12 +69,11 @@ std::string active_isa() {
 }  // namespace
 
 const char* gemm(arb::Weight& weight, uintptr_t x, arb::Element element, int64_t batch, uintptr_t y, int64_t threads,
-                 bool int8) {
+                 arb::Activations activations) {
     const char* ran = nullptr;
     arb::Status status;
     {
         const py::gil_scoped_release released;
-        const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
         status = weight.gemm(pointer<const void>(x), element, batch, pointer<void>(y), threads, activations, &ran);
     }
     check(status, weight.view(), "gemm");
@@ -100,6 +99,14 @@ const char* dequantize(const arb::PackedView& w, int64_t begin, int64_t end, boo
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native CPU kernels of arbllm_kernels; use arbllm_kernels.native and arbllm_kernels.ops instead.";
+
+    py::enum_<arb::Element>(m, "Element")
+        .value("fp32", arb::Element::fp32)
+        .value("bf16", arb::Element::bf16)
+        .value("fp16", arb::Element::fp16);
+    py::enum_<arb::Activations>(m, "Activations")
+        .value("exact", arb::Activations::exact)
+        .value("int8", arb::Activations::int8);
 
     // Each buffer is an address and a length in elements; address 0 means that the weight has no such part.
     py::class_<arb::PackedView>(m, "PackedView")
@@ -133,13 +140,9 @@ PYBIND11_MODULE(_native, m) {
             w.counts = buffer(counts, counts_length);
             return w;
         }))
+        .def("digits_of", &arb::digits_of)
         .def_property_readonly("covers_line", &arb::covers_line)
         .def_property_readonly("covers_sums", &arb::covers_sums);
-
-    py::enum_<arb::Element>(m, "Element")
-        .value("fp32", arb::Element::fp32)
-        .value("bf16", arb::Element::bf16)
-        .value("fp16", arb::Element::fp16);
 
     // A view and its plan, for as many calls as wanted.
     py::class_<arb::Weight>(m, "Weight")

@@ -10,4 +10,4 @@ void register_direct(pybind11::module_& m);
 
 // y = x W^T without holding the interpreter; returns the instruction set that ran. Raises InputError.
 const char* gemm(arb::Weight& weight, uintptr_t x, arb::Element element, int64_t batch, uintptr_t y, int64_t threads,
-                 bool int8);
+                 arb::Activations activations);

@@ -112,11 +112,12 @@ class Bound {
             return py::none();
         const uintptr_t from = address(x);
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
-        if (batch >= limits_[int8 ? 0 : is_float ? 2 : 1]) return dense_(x);
+        const auto element = is_float ? arb::Element::fp32 : is_bf16 ? arb::Element::bf16 : arb::Element::fp16;
+        const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
+        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)]) return dense_(x);
         const py::object y = empty_like_rows(x, dtype, shape, dims);
         if (int8 && !covers_int8_) call(not_covered_);
-        const auto element = is_float ? arb::Element::fp32 : is_bf16 ? arb::Element::bf16 : arb::Element::fp16;
-        gemm(weight_, from, element, batch, address(y), threads, int8);
+        gemm(weight_, from, element, batch, address(y), threads, activations);
         return y;
     }
 

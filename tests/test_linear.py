@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -174,3 +175,14 @@ def test_compiles_inside_a_model() -> None:
     model = nn.Sequential(make_layer(), nn.ReLU(), nn.Linear(12, 3))
     compiled, x = torch.compile(model, fullgraph=True, backend="aot_eager"), torch.randn(2, 70)
     torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("options", [{"block_size": 2048, "shared": True, "coded": True}, {"block_size": 128}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_outlier_in_x_of_16_bits_costs_no_more_than_rounding_y(options: dict[str, Any], dtype: torch.dtype) -> None:
+    pw, x = random_packed(128, 4096, **options), torch.randn(4, 4096)
+    x[:, 7] = 100.0
+    x = x.to(dtype)
+    exact = x.double() @ pw.dequantize().double().t()
+    rounding = (exact.to(dtype).double() - exact).norm()
+    assert float((linear(x, pw).double() - exact).norm()) <= 1.25 * float(rounding)

@@ -24,13 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(1, 1, 1), (3, 200, 128), (5, 100, 33), (2, 64, 128), (7, 300, 256), (5, 130, 1), (4, 250, 100)]
 ZONES = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 4)]
 PARTS = [(False, True), (True, False), (False, False), (True, True)]  # (mean, col_scale)
-FP32 = native.extension.Element.fp32
+FP32, EXACT = native.extension.Element.fp32, native.extension.Activations.exact
 
 
 def run_gemm(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> tuple[torch.Tensor, str]:
     y = torch.full((x.shape[0], pw.layout.rows), float("nan"))
     args = ops.packed_args(pw)
-    ran = ops.native_weight(args).gemm(x.data_ptr(), FP32, x.shape[0], y.data_ptr(), threads, False)
+    ran = ops.native_weight(args).gemm(x.data_ptr(), FP32, x.shape[0], y.data_ptr(), threads, EXACT)
     return y, ran
 
 
@@ -44,7 +44,7 @@ def test_every_element_of_16_bits_is_read_and_rounded(isa: str, dtype: torch.dty
         pw.sign.fill_(1), pw.row_scale.fill_(w), pw.col_scale.fill_(1.0)
         assert not ops.view(ops.packed_args(pw)).covers_sums and float(pw.dequantize()) == w
         y, weight = torch.empty_like(x), ops.native_weight(ops.packed_args(pw))
-        weight.gemm(x.data_ptr(), getattr(native.extension.Element, ops.ELEMENTS[dtype]), 2**16, y.data_ptr(), 2, False)
+        weight.gemm(x.data_ptr(), ops.element(dtype), 2**16, y.data_ptr(), 2, EXACT)
         expected = (x.float() * w + 0.0).to(dtype)  # a sum: never -0, unless rounded to it
         assert torch.equal(y.isnan(), expected.isnan())
         number = ~expected.isnan()
@@ -150,7 +150,7 @@ def test_format_2_parts_that_do_not_fit_are_refused() -> None:
 
     def gemm_with(position: int, part: Any) -> None:
         changed = (*args[:position], part, *args[position + 1 :])
-        ops.native_weight(changed).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, False)
+        ops.native_weight(changed).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, EXACT)
 
     for position in (3, 4, 6):
         with pytest.raises(InputError, match="does not have the size"):
@@ -228,7 +228,7 @@ def test_hostile_contents_are_refused_or_harmless() -> None:
 
     def gemm_with(position: int, part: Any) -> None:
         changed = [*args[:position], part, *args[position + 1 :]]
-        ops.native_weight(tuple(changed)).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, False)
+        ops.native_weight(tuple(changed)).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, EXACT)
 
     for position in (0, 1, 2, 3, 6, 7):
         with pytest.raises(InputError, match=r"does not have the size .*n = 5, m = 100, k = 33"):

@@ -52,9 +52,10 @@ def run(pw: PackedWeight, x: torch.Tensor, int8: bool, threads: int = 1) -> torc
     """In the dtype of x."""
     y = torch.full((x.shape[0], pw.layout.rows), float("nan"), dtype=x.dtype)
     args = ops.packed_args(pw)
-    weight, element = ops.native_weight(args), getattr(native.extension.Element, ops.ELEMENTS[x.dtype])
+    weight, names = ops.native_weight(args), native.extension.Activations
     assert weight.covers_int8
-    assert weight.gemm(x.data_ptr(), element, x.shape[0], y.data_ptr(), threads, int8) == native.active_isa()
+    way, batch = names.int8 if int8 else names.exact, x.shape[0]
+    assert weight.gemm(x.data_ptr(), ops.element(x.dtype), batch, y.data_ptr(), threads, way) == native.active_isa()
     return y
 
 

@@ -285,6 +285,11 @@ Status multiply_halves(const Plans& plans, int64_t number, const uint16_t* x, El
 
 }  // namespace
 
+int64_t digits_of(const PackedView& w, Element element, Activations activations) {
+    if (activations == Activations::int8) return 1;
+    return element == Element::bf16 || (element == Element::fp16 && !covers_line(w)) ? 2 : kMaxDigits;
+}
+
 bool covers_int8(const PackedView& w) { return covers_line(w) || covers_sums(w); }
 
 Weight::Weight(const PackedView& view) : view_(view) {}
@@ -305,7 +310,7 @@ Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int6
             }
             plans = plans_;
         }
-        const int64_t number = activations == Activations::int8 ? 1 : element == Element::fp32 ? kMaxDigits : 2;
+        const int64_t number = digits_of(view_, element, activations);
         if (element == Element::fp32) {
             return multiply_floats(*plans, number, static_cast<const float*>(x), batch, static_cast<float*>(y),
                                    threads);

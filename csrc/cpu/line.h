@@ -3,12 +3,12 @@
 //
 // It serves weights whose row scales are whole numbers u and whose columns have at most one scale c (what arb-levels
 // makes), in blocks that are wide or single. For a row of x and block b, every x_j c_j becomes a whole number X = x_j
-// c_j / t_b, rounded, of one digit (int8: the largest |X| is 127), two (x of 16 bits: X = d1 2^8 + d0, digits -128 ..
-// 127, the largest |X| is 127 * 257) or three (x of 32 bits: t_b a power of two, |X| < 2^22). Then
+// c_j / t_b, rounded, of one digit (int8: the largest |X| is 127), two (bf16: X = d1 2^8 + d0, digits -128 ..
+// 127, the largest |X| is 127 * 257) or three (else: t_b a power of two, |X| < 2^22). Then
 //     total of the block = sum of u X over its columns, both planes: an exact integer
 //     y_i = float(e_i * sum of total_b t_b, in double, blocks ascending)
 // which fixes every bit of the result on every instruction set, whatever order the integers are added in. An x_j c_j is
-// off by at most t_b / 2: with two digits 2^-16 of the largest of its block, with three 2^-22.
+// off by at most t_b / 2: with two digits 1 / 65278 of the largest of its block, with three 2^-22.
 #pragma once
 
 #include "arb/packed.h"

@@ -10,8 +10,8 @@
 //                         ascending; R is the row scale or the mean
 //     y_i = (sum of the 16 lanes: l + (l + 8), then 4, 2 and 1 apart) * p * 2^exponent * row base, in double
 // where x was divided by a power of two p that makes the largest |x| less than 4. This fixes every bit of the result on
-// every instruction set. A v is off by at most t / 2: with two digits 2^-16 of the largest of its unit and kind, with
-// three 2^-22.
+// every instruction set. A v is off by at most t / 2: with two digits 1 / 65278 of the largest of its unit and kind,
+// with three 2^-22.
 #pragma once
 
 #include "arb/packed.h"

@@ -9,7 +9,7 @@
 namespace arb {
 
 enum class Activations {
-    exact,  // as good as float32 products and sums of x; x of 16 bits may be rounded to 16 bits per part of a block
+    exact,  // as good as float32 products and sums; of x of 16 bits perhaps 16 bits per part of a block (digits_of)
     int8,   // x is rounded to 8 bits per part of a block, where the layout allows it (covers_int8)
 };
 
@@ -23,6 +23,11 @@ bool covers_sums(const PackedView& weight);
 
 // Whether `int8` has kernels for this weight. Where it has none, gemm is exact whatever was asked for.
 bool covers_int8(const PackedView& weight);
+
+// Into how many digits of 8 bits x is rounded where the product is computed in whole numbers: 1 for int8, else 3. Two
+// for bf16, and for fp16 by sums: an outlier takes digits from the columns that share its unit, and in the wide blocks
+// of the way by line that would show in the 11 bits of an fp16.
+int64_t digits_of(const PackedView& weight, Element element, Activations activations);
 
 struct Plans;
 
