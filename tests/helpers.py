@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def random_packed(
     col_scale: bool = True,
     dtype: torch.dtype = torch.float16,
     exponent: int = 0,
-    salient: float | None = None,
+    salient: float | Sequence[float] | None = None,
     shared: bool = False,
     coded: bool = False,
     joined: bool = False,
@@ -31,10 +33,10 @@ def random_packed(
 ) -> PackedWeight:
     """A PackedWeight of random bits and scales.
 
-    `salient` is the share of salient columns per block (None: up to 40 %, another count in each block). Scales lie in
-    0.5 .. 1.5, means in -0.5 .. 0.5; `zero` makes all of them zero. Format 2: `shared` column scales, `coded` 8-bit row
-    scales (if `joined`, the two of a salient group add up to a code, as arb-levels makes them), an explicit column
-    order if `ordered`.
+    `salient` is the share of salient columns per block, or that of each (None: up to 40 %, another count in each).
+    Scales lie in 0.5 .. 1.5, means in -0.5 .. 0.5; `zero` makes all of them zero. Format 2: `shared` column scales,
+    `coded` 8-bit row scales (if `joined`, the two of a salient group add up to a code, as arb-levels makes them), an
+    explicit column order if `ordered`.
     """
     g = torch.Generator().manual_seed(seed)
     layout = Layout(
@@ -67,7 +69,10 @@ def random_packed(
     for start in range(0, cols, block_size):
         k = min(block_size, cols - start)
         most = int(0.4 * k) + 1
-        count = int(torch.randint(0, most + 1, (1,), generator=g)) if salient is None else round(salient * k)
+        if salient is None:
+            count = int(torch.randint(0, most + 1, (1,), generator=g))
+        else:
+            count = round((salient[len(blocks)] if isinstance(salient, Sequence) else salient) * k)
         mask = torch.zeros(k, dtype=torch.bool)
         mask[torch.randperm(k, generator=g)[: min(count, k)]] = True
         order2 = salient_order == 2

@@ -191,6 +191,28 @@ def test_a_long_x_meets_panels_of_rows(isa: str) -> None:
             assert same_bits(got, run(pw, x, int8))
 
 
+# Shares of salient columns in parts of 16 blocks, from 2 columns per byte to 8, of several slices, of none; with one
+# digit x fits the first-level cache but in the last.
+PARTS = [[0.05], [0.12], [0.18], [0.25], [0.12, 0.05], [0.05, 0.25, 0.12, 0.05, 0.4], [0.05, 0.4, 0.18]]
+PARTS += [[0.0, 0.12], [0.12, 0.18, 0.05, 0.5, 0.0, 0.25, 0.05, 0.05]]
+
+
+@pytest.mark.parametrize("shares", PARTS)
+def test_parts_of_every_kind(isa: str, shares: list[float]) -> None:
+    for more in (0, 200):  # columns of a part that is not full
+        m = 2048 * len(shares) + more
+        salient = [share for share in shares for _ in range(16)] + [0.1] * 2
+        for (groups, salient_groups), order in itertools.product(ZONES, (1, 2)):
+            pw = random_packed(
+                37, m, groups=groups, salient_groups=salient_groups, salient_order=order, salient=salient
+            )
+            for dtype, int8 in WAYS:
+                x = torch.randn(1, m, dtype=dtype)
+                got = run(pw, x, int8)
+                with native.forced_isa("scalar"):
+                    assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
+
+
 @pytest.mark.parametrize("salient", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("new", [False, True])
 def test_error_of_random_weights_is_below_one_percent(isa: str, salient: float, new: bool) -> None:
