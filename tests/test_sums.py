@@ -191,17 +191,17 @@ def test_a_long_x_meets_panels_of_rows(isa: str) -> None:
             assert same_bits(got, run(pw, x, int8))
 
 
-# Shares of salient columns in parts of 16 blocks, from 2 columns per byte to 8, of several slices, of none; with one
-# digit x fits the first-level cache but in the last.
+# Shares of salient columns in parts of 16 blocks: from 2 columns per byte to 8, several slices, none. x of the first
+# ones fits the first-level cache, that of the last one does not, and others do or not by digits and groups.
 PARTS = [[0.05], [0.12], [0.18], [0.25], [0.12, 0.05], [0.05, 0.25, 0.12, 0.05, 0.4], [0.05, 0.4, 0.18]]
 PARTS += [[0.0, 0.12], [0.12, 0.18, 0.05, 0.5, 0.0, 0.25, 0.05, 0.05]]
 
 
 @pytest.mark.parametrize("shares", PARTS)
 def test_parts_of_every_kind(isa: str, shares: list[float]) -> None:
-    for more in (0, 200):  # columns of a part that is not full
+    for more in (0, 200, 600, 1300):  # columns of a part that is not full: 1, 2 and 3 vectors
         m = 2048 * len(shares) + more
-        salient = [share for share in shares for _ in range(16)] + [0.1] * 2
+        salient = [share for share in shares for _ in range(16)] + [0.1] * 11
         for (groups, salient_groups), order in itertools.product(ZONES, (1, 2)):
             pw = random_packed(
                 37, m, groups=groups, salient_groups=salient_groups, salient_order=order, salient=salient
