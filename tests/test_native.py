@@ -298,7 +298,7 @@ def test_neon_selftest_under_emulation(tmp_path: Path) -> None:
     subprocess.run(["cmake", "--build", str(tmp_path)], check=True, capture_output=True)
     result = subprocess.run(["qemu-aarch64", str(tmp_path / "arb_selftest")], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
-    assert "ran neon\n" in result.stdout and "ran neondot\n" in result.stdout and "420 weights" in result.stdout
+    assert "ran neon\n" in result.stdout and "ran neondot\n" in result.stdout and "480 weights" in result.stdout
 
 
 VNNI_AND_BELOW = ("avx2", "avx512", "avx512vnni")
