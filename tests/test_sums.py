@@ -18,6 +18,8 @@ from arbllm_kernels.packed import PackedWeight
 # Blocks of 128 and multiples, whose units lie as the kernels want them, and others; short last blocks; several parts.
 SHAPES = [(1, 1, 64), (1, 63, 128), (5, 65, 64), (3, 129, 128), (37, 576, 128), (4, 700, 256), (3, 300, 300)]
 SHAPES += [(17, 4500, 128), (3, 640, 100)]
+# Units of a block that share salient columns: 2, 3 and parts that begin within a block, 4, 16, more than 16, all.
+SHAPES += [(5, 2600, 192), (3, 2700, 384), (19, 4500, 512), (3, 4500, 2048), (2, 5000, 2560), (3, 4300, 5000)]
 ZONES = [(1, 1), (2, 1), (2, 2)]
 UNIT = 128
 
@@ -72,18 +74,35 @@ def rounded(values: torch.Tensor, whole: float, most: torch.Tensor | None = None
     return (values * (torch.tensor(whole) / most)).round().double(), (most / whole).double()
 
 
+def pieces(start: int, stop: int, count: int, width: int, unit: int) -> list[tuple[bool, slice]]:
+    """What is rounded together of the block from `start` to `stop`, `count` of it salient, whose first unit of `width`
+    columns is number `unit`: whether it is salient, and its columns. Of every 16 units those of a block are dealt their
+    salient columns in eights (csrc/cpu/sums.h)."""
+    found, units = [], [*range(start, stop, width)]
+    for n, first in enumerate(units):
+        found.append((False, slice(max(first, start + count), min(first + width, stop))))
+        if n > 0 and (unit + n) % 16 != 0:
+            continue
+        sharing = min(16 - (unit + n) % 16, len(units) - n)
+        salient = min(max(start + count - first, 0), sharing * width)
+        share = -(-salient // (sharing * 8)) * 8
+        for at in range(first, first + salient, max(share, 1)):
+            found.append((True, slice(at, min(at + share, first + salient))))
+    return [(salient, cols) for salient, cols in found if cols.start < cols.stop]
+
+
 def reference(
     pw: PackedWeight, x: torch.Tensor, width: int = UNIT, joint: bool = False, digits: int = 1
 ) -> torch.Tensor:
     """The product in one or two digits in float64, exact but for the last rounding: [batch, n].
 
-    x is rounded for every `width` columns of a block and every kind of column apart; `joint`: for all kinds together,
+    x is rounded for the `pieces` of a block and every kind of column apart; `joint`: for all kinds together,
     which csrc/cpu/line.h does, where all kinds have the same column scales.
     """
     lay, order, n = pw.layout, pw.order.long(), pw.layout.rows
     sign, group = pw._sign_bits.double() * 2 - 1, pw._group_index
     second = pw._second_bits.double() * 2 - 1 if lay.salient_order == 2 else None
-    y, seen = torch.zeros(x.shape[0], n, dtype=torch.float64), 0
+    y, seen, unit = torch.zeros(x.shape[0], n, dtype=torch.float64), 0, 0
     whole = 127.0 if digits == 1 else 127.0 * 257.0
 
     def scaled(own: torch.Tensor, part: torch.Tensor | None, g: int, cols: slice) -> torch.Tensor:
@@ -91,34 +110,35 @@ def reference(
 
     for b, count in enumerate(pw.salient_counts.tolist()):
         start, stop = b * lay.block_size, min((b + 1) * lay.block_size, lay.cols)
-        for first in range(start, stop, width):
-            last = min(first + width, stop)
-            middle = min(max(first, start + count), last)
-            everything = scaled(x[:, order[first:last]], pw.col_scale, 0, slice(first, last)).abs().amax(1)
-            for salient, cols in ((True, slice(first, middle)), (False, slice(middle, last))):
-                if cols.start == cols.stop:
-                    continue
-                groups = lay.salient_groups if salient else lay.groups
-                own, zone = x[:, order[cols]], group[:, cols] * int(groups > 1)
-                for g in range(groups):
-                    here = zone == g
-                    terms = [(scaled(own, pw.col_scale, g, cols), sign[:, cols])]
-                    kinds = [g * lay.salient_order if salient else lay.salient_scales + g]
-                    if salient and second is not None:
-                        at = slice(seen, seen + cols.stop - cols.start)
-                        own2 = pw.col_scale if pw.col_scale2 is None else pw.col_scale2
-                        terms.append((scaled(own, own2, g, cols if pw.col_scale2 is None else at), second[:, at]))
-                        kinds.append(kinds[0] + 1)
-                    levels = [pw.row_scale[:, b, kind].double() for kind in kinds]
-                    if pw.mean is not None:
-                        terms.append((own, torch.ones_like(sign[:, cols])))
-                        levels.append(pw.mean[:, b, g if salient else lay.salient_groups + g].double())
-                    for (values, signs), level in zip(terms, levels, strict=True):
-                        for t in range(x.shape[0]):
-                            q, unit = rounded(values[t], whole, everything[t] if joint else None)
-                            y[t] += level * ((here * signs) @ q.double()) * unit
-                if salient:
-                    seen += cols.stop - cols.start
+        units = [*range(start, stop, width)]
+        largest = [
+            scaled(x[:, order[u : min(u + width, stop)]], pw.col_scale, 0, slice(u, min(u + width, stop))).abs().amax(1)
+            for u in units
+        ]
+        for salient, cols in sorted(pieces(start, stop, count, width, unit), key=lambda piece: piece[1].start):
+            everything = largest[(cols.start - start) // width]
+            groups = lay.salient_groups if salient else lay.groups
+            own, zone = x[:, order[cols]], group[:, cols] * int(groups > 1)
+            for g in range(groups):
+                here = zone == g
+                terms = [(scaled(own, pw.col_scale, g, cols), sign[:, cols])]
+                kinds = [g * lay.salient_order if salient else lay.salient_scales + g]
+                if salient and second is not None:
+                    at = slice(seen, seen + cols.stop - cols.start)
+                    own2 = pw.col_scale if pw.col_scale2 is None else pw.col_scale2
+                    terms.append((scaled(own, own2, g, cols if pw.col_scale2 is None else at), second[:, at]))
+                    kinds.append(kinds[0] + 1)
+                levels = [pw.row_scale[:, b, kind].double() for kind in kinds]
+                if pw.mean is not None:
+                    terms.append((own, torch.ones_like(sign[:, cols])))
+                    levels.append(pw.mean[:, b, g if salient else lay.salient_groups + g].double())
+                for (values, signs), level in zip(terms, levels, strict=True):
+                    for t in range(x.shape[0]):
+                        q, step = rounded(values[t], whole, everything[t] if joint else None)
+                        y[t] += level * ((here * signs) @ q.double()) * step
+            if salient:
+                seen += cols.stop - cols.start
+        unit += len(units)
     base = torch.ones(n) if pw.row_base is None else pw.row_base.float()
     return y * (base * 2.0**lay.exponent).double()
 

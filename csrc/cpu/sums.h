@@ -1,11 +1,16 @@
 // Multiplication by sums of units of columns (docs/cpu-kernels.md): the plan of a weight, and what every instruction
 // set implements. Plain data only (see arb/packed.h).
 //
-// A unit is up to 128 consecutive columns of a block in storage order. Its kinds are those of the row scales: a plane,
-// salient or other columns, a group; and one for the mean of every zone. For a row of x, a unit u and a kind k, every
-// column's v = x_j times its column scale (1 for means) becomes a whole number X = v / t, rounded, of one digit (int8:
-// the largest |X| is 127), two (x of 16 bits: 127 * 257) or three (x of 32 bits: t a power of two, |X| < 2^22). Then
-//     S = sum of +-X over the unit's columns that are of the kind in this row (of X for means): an exact integer
+// A unit is up to 128 consecutive columns of a block in storage order. Of every 16 units those of one block share the
+// salient columns that lie in them, which come first and would else all belong to the first units: in order, each is
+// dealt the same number, the lowest multiple of 8 that is enough.
+// A unit's kinds are those of the row scales: a plane, salient or other columns, a group; and one for the mean of every
+// zone. For a row of x, a unit u and a kind k, every column's v = x_j times its column scale (1 for means) becomes a
+// whole number X = v / t, rounded, of one digit (int8: the largest |X| is 127), two (x of 16 bits: 127 * 257) or three
+// (x of 32 bits: t a power of two, |X| < 2^22). Then
+//     S = sum of +-X over the unit's columns, of salient kinds those dealt to it, that are of the kind in this row (of
+//     X
+//         for means): an exact integer
 //     lane l of the row = fma(float(S), R t, lane l of the row), units with l = 4 (u % 4) + u / 4 % 4 and their kinds
 //                         ascending; R is the row scale or the mean
 //     y_i = (sum of the 16 lanes: l + (l + 8), then 4, 2 and 1 apart) * p * 2^exponent * row base, in double
@@ -19,6 +24,7 @@
 namespace arb {
 
 constexpr int64_t kUnit = 128;         // 16 bytes of a plane
+constexpr int64_t kDealtUnits = 16;    // that share salient columns, if they are of one block
 constexpr int64_t kSumsMinBlock = 64;  // narrower blocks would leave most of a unit empty
 constexpr int64_t kSumsSpare = 320;    // bytes that may be read past the end of a row
 constexpr int64_t kSumsTile = 2;       // rows of x that share the unpacking of the bits
@@ -28,24 +34,31 @@ constexpr int64_t kMaxKinds = 10;      // 6 row scales, 4 means
 struct SumsUnit {
     int64_t first;    // storage position
     int64_t columns;  // 0: there is no such unit, the part is not full
-    int64_t salient;  // the first so many
-    int64_t second;   // salient columns of the units before
+    int64_t salient;  // the first so many, which its other kinds leave out
+    int64_t dealt;    // salient columns dealt to it,
+    int64_t from;     // the storage position of the first of these,
+    int64_t second;   // and how many there are before them in all blocks
 };
 
-// Where the bits of 16 units are, within 64 bytes: of each unit the four bytes that hold them, and for every byte of
-// the result where its bits begin in the two units that share eight bytes.
+// Where the bits of 16 units are. In the second plane, within 64 bytes: of each unit the four bytes that hold them, and
+// for every byte of the result where its bits begin in the two units that share eight bytes. In the first: of each unit
+// the four bytes of the 64 of its quarter, units 4 n to 4 n + 3.
 struct BitPicks {
     uint8_t byte[64];
     uint8_t bit[64];
+    uint8_t first[64];
 };
 
-// A slice is the n-th 4 SumsPart::width columns of all units of a part. `bits` [lanes] says where a unit's part of the
-// second plane begins in the bits of a row; `wide`: some take more than 25 bits. `near`: there are 16, none wide, and
-// all lie in the 64 bytes from byte `byte` of the row on, of which `picks` is.
+// A slice is the n-th 4 SumsPart::width columns that each unit of a part was dealt. `bytes` and `bits` [lanes] say
+// where a unit's part of the first planes and of the second begins in a row; `wide`: some take more than 25 bits of the
+// second. `near`: there are 16, none wide, and all lie in the 64 bytes from byte `byte` of the row on; `near_first`:
+// there are 16, and those of every quarter lie in the 64 bytes from byte `quarter` on. `picks` is of these bytes.
 struct SumsSlice {
+    const int32_t* bytes;
     const int32_t* bits;
-    bool wide, near;
+    bool wide, near, near_first;
     int64_t byte;
+    int64_t quarter[4];
     const BitPicks* picks;
 };
 
@@ -57,6 +70,7 @@ struct SumsPart {
     int64_t width;   // columns in every byte of these: 2, 4, 6 or 8, as few as there are salient ones
     int64_t steps;   // vectors that hold columns
     int64_t line;    // the first of a prepared row
+    int64_t block;   // of the first unit
 };
 
 // What is summed up at once: a kind, or for means (which come last) their kind of the last group. x is multiplied by
@@ -87,7 +101,9 @@ struct SumsJob {
     int64_t means;               // means per row and block
     bool two_planes;             // salient columns have a second sign
     int64_t in_place;            // rows of the weight, the first ones, behind which kSumsSpare bytes may be read
+    int64_t block_units;         // units of a block; of the only one: kDealtUnits
     bool aligned;                // units lie at multiples of 16 bytes
+    bool even;                   // all parts of 16 units begin with a block, or lie in one
     const int32_t* scale_index;  // [parts, lanes], of the first row scale of the unit's block
     const int32_t* mean_index;   // and mean
     int64_t lines;               // of a prepared row

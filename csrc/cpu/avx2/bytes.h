@@ -110,6 +110,11 @@ inline void store_folded(int32_t* p, Ints v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), four);
 }
 
+// 32 bits for every sum, from byte bytes[i] on.
+inline Bytes load_words(const unsigned char* p, const int32_t* bytes) {
+    return _mm256_i32gather_epi32(reinterpret_cast<const int*>(p), load_ints(bytes), 1);
+}
+
 // Four bytes of every 16 of four vectors, in the order of turn_sums: the first four of all, the next, and so on.
 inline void turn_words(const Bytes (&from)[4], Bytes (&to)[4]) {
     const Bytes low_ab = _mm256_unpacklo_epi32(from[0], from[1]), high_ab = _mm256_unpackhi_epi32(from[0], from[1]);
@@ -141,6 +146,7 @@ inline Bytes spread_words(Bytes words, int64_t width) {
 
 constexpr bool kPicksBits = false;
 inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
+inline Bytes pick_quarters(const unsigned char* p, const int64_t (&)[4], const uint8_t*) { return load_columns(p); }
 
 // Numbers in 16 bits are read as floats instead.
 constexpr bool kTurnsHalves = false;

@@ -121,9 +121,15 @@ inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t
     return _mm512_or_si512(low, _mm512_sllv_epi32(next, _mm512_sub_epi32(_mm512_set1_epi32(8), shift)));
 }
 
+// 32 bits for every sum, from byte bytes[i] on.
+inline Bytes load_words(const unsigned char* p, const int32_t* bytes) {
+    return _mm512_i32gather_epi32(_mm512_loadu_si512(bytes), p, 1);
+}
+
 // spread_words: the lowest 4 * width bits of every four bytes, `width` to each of them; what stands above these is of
 // no meaning. pick_bit_words: bit words, spread, from 64 bytes: `byte` has four byte numbers for every sum, and for
-// every byte of the result where its bits begin in the eight bytes so picked.
+// every byte of the result where its bits begin in the eight bytes so picked. pick_quarters: four bytes for every sum,
+// of the 64 from byte at[i % 4] on for sum i.
 #if defined(__AVX512VBMI__)
 constexpr bool kPicksBits = true;
 struct SpreadBits {
@@ -141,6 +147,14 @@ inline Bytes spread_words(Bytes words, int64_t width) {
 inline Bytes pick_bit_words(Bytes from, const uint8_t* byte, const uint8_t* bit) {
     return _mm512_multishift_epi64_epi8(load_columns(bit), _mm512_permutexvar_epi8(load_columns(byte), from));
 }
+inline Bytes pick_quarters(const unsigned char* p, const int64_t (&at)[4], const uint8_t* byte) {
+    const Bytes index = load_columns(byte);
+    Bytes words = _mm512_permutexvar_epi8(index, load_columns(p + at[0]));
+    for (int s = 1; s < 4; ++s) {
+        words = _mm512_mask_permutexvar_epi8(words, 0x000f000f000f000f << (4 * s), index, load_columns(p + at[s]));
+    }
+    return words;
+}
 #else
 constexpr bool kPicksBits = false;
 inline Bytes spread_words(Bytes words, int64_t width) {
@@ -149,6 +163,7 @@ inline Bytes spread_words(Bytes words, int64_t width) {
     return pick_bits(_mm512_set1_epi32(0x00ff00ff), halves, _mm512_slli_epi32(halves, by));
 }
 inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
+inline Bytes pick_quarters(const unsigned char* p, const int64_t (&)[4], const uint8_t*) { return load_columns(p); }
 #endif
 
 // Two numbers for every sum from the 16 COUNT halves at p, where the pick says. Pairs of an even COUNT lie in four

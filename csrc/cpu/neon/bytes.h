@@ -95,6 +95,13 @@ inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t
     return vreinterpretq_s8_u32(vld1q_u32(words));
 }
 
+// 32 bits for every sum, from byte bytes[i] on.
+inline Bytes load_words(const unsigned char* p, const int32_t* bytes) {
+    uint32_t words[4];
+    for (int i = 0; i < 4; ++i) std::memcpy(words + i, p + bytes[i], 4);
+    return vreinterpretq_s8_u32(vld1q_u32(words));
+}
+
 // Four bytes of every 16 of four vectors, in the order of turn_sums: the first four of all, the next, and so on.
 inline void turn_words(const Bytes (&from)[4], Bytes (&to)[4]) {
     const auto words = [&](int i) { return vreinterpretq_s32_s8(from[i]); };
@@ -117,6 +124,7 @@ inline Bytes spread_words(Bytes words, int64_t width) {
 
 constexpr bool kPicksBits = false;
 inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
+inline Bytes pick_quarters(const unsigned char* p, const int64_t (&)[4], const uint8_t*) { return load_columns(p); }
 
 // Numbers in 16 bits are read as floats instead.
 constexpr bool kTurnsHalves = false;
