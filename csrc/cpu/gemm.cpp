@@ -204,8 +204,8 @@ struct WholeTile {
 template <typename Way>
 Status multiply_whole_rows(void* context, int64_t begin, int64_t end) {
     const WholeTile<Way>& t = *static_cast<const WholeTile<Way>*>(context);
-    const std::unique_ptr<unsigned char[]> scratch(
-        new (std::nothrow) unsigned char[static_cast<size_t>(t.way->scratch())]);
+    const Aligned<unsigned char> scratch(
+        new (std::align_val_t(64), std::nothrow) unsigned char[static_cast<size_t>(t.way->scratch())]);
     if (scratch == nullptr) return Status::out_of_memory;
     for (int64_t i = 0, tile = t.number == 1 ? Way::kTile : Way::kExactTile; i < t.count; i += tile) {
         while (tile > t.count - i) tile /= 2;
