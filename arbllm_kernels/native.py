@@ -84,7 +84,7 @@ def set_activations(name: str | None) -> None:
     columns or part of one, x in float16 to 16 bits per part of up to 128 columns, and else to 23: a y in which large
     terms cancel can be off by more than its last bit; the norm of the product is not. "int8" rounds each row of x to 8
     bits per block or part of one, which is faster and adds an error of about 0.7 % of the product's norm
-    (docs/cpu-kernels.md). Layouts without an int8 kernel (four groups, several blocks of less than 64 columns) are
+    (docs/cpu-kernels.md). Layouts without an int8 kernel (several blocks of less than 64 columns) are
     multiplied exactly, and a warning says so once.
 
     Args:

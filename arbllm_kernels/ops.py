@@ -29,6 +29,8 @@ DENSE_BATCHES = {
     ("line", False): ((12, 6, 5), (44, 14, 10)),
     ("sums", True): ((12, 8, 6), (80, 40, 28)),
     ("sums", False): ((5, 3, 3), (16, 7, 5)),
+    ("four groups", True): ((3, 2, 2), (12, 9, 6)),
+    ("four groups", False): ((2, DENSE_BATCH, DENSE_BATCH), (5, DENSE_BATCH, DENSE_BATCH)),  # exactly by blending
 }
 NARROW = 2048  # columns
 PERMUTE = 6  # what a permuted entry of x costs, in entries of W
@@ -115,8 +117,8 @@ def dense_batches(packed: Any, cols: int) -> tuple[int, int, int]:
     """
     if not packed.covers_line and not packed.covers_sums:
         return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
-    key = "line" if packed.covers_line else "sums", active_isa() in DOT_PRODUCTS
-    return DENSE_BATCHES[key][cols >= NARROW]
+    kind = "line" if packed.covers_line else "four groups" if packed.groups == 4 else "sums"
+    return DENSE_BATCHES[kind, active_isa() in DOT_PRODUCTS][cols >= NARROW]
 
 
 def element(dtype: torch.dtype) -> Any:
@@ -137,8 +139,8 @@ def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
 
 
 NOT_COVERED = (
-    "int8 activations were asked for, but a packed weight has a layout without an int8 kernel (four groups, or several "
-    "blocks of less than 64 columns): it is multiplied exactly"
+    "int8 activations were asked for, but a packed weight has a layout without an int8 kernel (several blocks of "
+    "less than 64 columns): it is multiplied exactly"
 )
 
 

@@ -2,6 +2,7 @@
 
     python bench/gemv.py [--shapes 4096x4096 576x576] [--batch 1 4] [--threads 1 2] [--json out.json]
     python bench/gemv.py --llama-bench PATH --gguf TQ2_0.gguf Q2_K.gguf    rows of llama.cpp beside it
+    python bench/gemv.py --layouts --batch 1 --shapes 4096x4096            what else the format stores, not the presets
     python bench/gemv.py --threshold     packed kernel against dequantize + BLAS, by batch
     python bench/gemv.py --overhead      microseconds per call of a 576 x 576 ARBLinear
 
@@ -50,6 +51,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "compact": {"block_size": 2048, "salient": 0.27, "shared": True, "coded": True, "joined": True},
     "best": {"block_size": 2048, "salient": 0.87, "shared": True, "coded": True, "joined": True},
 }
+# --layouts: other blocks, means (ARB, ARB-X, BiLLM), groups, scales; 8 % of the columns are salient.
+MEANS: dict[str, Any] = {"mean": True, "col_scale": False}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    name: {"salient": 0.08, **options}
+    for name, options in {
+        **{f"blocks of {k}": {"block_size": k} for k in (32, 64, 128, 192, 256, 512, 2048)},
+        "without CGB": {"salient_groups": 1}, "order 1": {"salient_order": 1}, "one group": {"groups": 1},
+        "means": MEANS, "four groups": {"groups": 4}, "four groups, means": {"groups": 4, **MEANS},
+        "fp32 scales": {"dtype": torch.float32},
+    }.items()
+}  # fmt: skip
 BATCHES = (2, 4, 8, 16, 24, 32, 64, 96, 128, 256, 512)  # of --threshold
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576")
 # How a packed weight is multiplied: dtype of x, activations, most that the product may be off, of its norm.
@@ -136,11 +148,13 @@ def packed_call(weights: list[PackedWeight], x: torch.Tensor, way: str) -> Calla
     return call
 
 
-def measure(shape: str, batches: list[int], threads: list[int], rounds: int, cache_mb: int) -> list[Row]:
+def measure(
+    shape: str, layouts: dict[str, dict[str, Any]], batches: list[int], threads: list[int], rounds: int, cache_mb: int
+) -> list[Row]:
     """All rows of one shape."""
     rows, cols = (int(part) for part in shape.split("x"))
     weights: dict[str, list[PackedWeight]] = {}
-    for name, options in PRESETS.items():
+    for name, options in layouts.items():
         pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
         weights[name] = copies_of(pw, cache_mb)
@@ -301,6 +315,7 @@ def main() -> None:
     parser.add_argument("--llama-bench", type=Path, help="llama.cpp's llama-bench")
     parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="files of LLaMA-7B layers for it")
     parser.add_argument("--layers", type=int, default=2, help="layers in these files")
+    parser.add_argument("--layouts", action="store_true", help="other layouts than the presets'")
     parser.add_argument("--threshold", action="store_true")
     parser.add_argument("--overhead", action="store_true")
     options = parser.parse_args()
@@ -315,7 +330,14 @@ def main() -> None:
     found = [
         row
         for shape in options.shapes
-        for row in measure(shape, options.batch, options.threads, options.rounds, options.cache_mb)
+        for row in measure(
+            shape,
+            LAYOUTS if options.layouts else PRESETS,
+            options.batch,
+            options.threads,
+            options.rounds,
+            options.cache_mb,
+        )
     ]
     print_rows(found)
     peers: list[dict[str, object]] = []

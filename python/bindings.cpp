@@ -141,6 +141,7 @@ PYBIND11_MODULE(_native, m) {
             return w;
         }))
         .def("digits_of", &arb::digits_of)
+        .def_readonly("groups", &arb::PackedView::groups)
         .def_property_readonly("covers_line", &arb::covers_line)
         .def_property_readonly("covers_sums", &arb::covers_sums);
 

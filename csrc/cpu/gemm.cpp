@@ -158,7 +158,7 @@ struct BySums {
         return Status::ok;
     }
 
-    int64_t scratch() const { return 5 * kSumsPanel * job->room; }
+    int64_t scratch() const { return kSumsLines * kSumsPanel * job->room; }
 };
 
 // Rows of x that several threads prepare: what concerns a row as a whole, then its pieces.
@@ -254,12 +254,13 @@ Status make_plans(const PackedView& view, const Isa& isa, std::shared_ptr<const 
 }
 
 Status multiply_floats(const Plans& plans, int64_t number, const float* x, int64_t batch, float* y, int64_t threads) {
+    const PackedView& view = *plans.exact.job.weight;
     const int64_t rows = std::min(batch, kRowsAtOnce);
     if (plans.has_line) {
         const ByLine way(*plans.isa->line, plans.line.job, rows, number);
         return multiply_whole(way, plans, number, x, batch, y, threads);
     }
-    if (plans.has_sums) {
+    if (plans.has_sums && (number == 1 || view.groups <= plans.isa->sums->exact_groups)) {
         const BySums way(*plans.isa->sums, plans.sums.job, rows, number);
         return multiply_whole(way, plans, number, x, batch, y, threads);
     }

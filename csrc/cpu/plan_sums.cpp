@@ -109,9 +109,7 @@ void add_passes(const PackedView& w, SumsJob& job) {
 
 }  // namespace
 
-bool covers_sums(const PackedView& w) {
-    return w.groups <= 2 && (w.block_size >= kSumsMinBlock || w.block_size >= w.cols);
-}
+bool covers_sums(const PackedView& w) { return w.block_size >= kSumsMinBlock || w.block_size >= w.cols; }
 
 void make_sums_plan(const Plan& exact, const SumsKernels& kernels, SumsPlan& plan) {
     const Job& whole = exact.job;

@@ -26,10 +26,11 @@ namespace arb {
 constexpr int64_t kUnit = 128;         // 16 bytes of a plane
 constexpr int64_t kDealtUnits = 16;    // that share salient columns, if they are of one block
 constexpr int64_t kSumsMinBlock = 64;  // narrower blocks would leave most of a unit empty
-constexpr int64_t kSumsSpare = 320;    // bytes that may be read past the end of a row
+constexpr int64_t kSumsSpare = 448;    // bytes that may be read past the end of a row
 constexpr int64_t kSumsTile = 2;       // rows of x that share the unpacking of the bits
 constexpr int64_t kSumsPanel = 16;     // rows of the weight that take turns with a part of x too long for the cache
-constexpr int64_t kMaxKinds = 10;      // 6 row scales, 4 means
+constexpr int64_t kSumsLines = 6;      // of working memory for a row of the weight
+constexpr int64_t kMaxKinds = 20;      // 12 row scales, 8 means
 
 struct SumsUnit {
     int64_t first;    // storage position
@@ -73,8 +74,8 @@ struct SumsPart {
     int64_t block;   // of the first unit
 };
 
-// What is summed up at once: a kind, or for means (which come last) their kind of the last group. x is multiplied by
-// line `line` of col_scale (plane 1), of col_scale2 (2), or by nothing (0).
+// What is summed up at once: a kind, or for means (which come last) the last of their kinds; all groups' means share x.
+// x is multiplied by line `line` of col_scale (plane 1), of col_scale2 (2), or by nothing (0).
 struct SumsTerm {
     int64_t kind, plane, line;
 };
@@ -83,7 +84,7 @@ struct SumsTerm {
 struct SumsPass {
     bool salient;
     int64_t terms;
-    SumsTerm term[3];
+    SumsTerm term[5];
 };
 
 struct SumsJob {
@@ -107,17 +108,19 @@ struct SumsJob {
     const int32_t* scale_index;  // [parts, lanes], of the first row scale of the unit's block
     const int32_t* mean_index;   // and mean
     int64_t lines;               // of a prepared row
-    int64_t room;                // bytes of a line of working memory, of which multiply needs 5 kSumsPanel
+    int64_t room;                // bytes of a line of working memory, of which multiply needs kSumsLines kSumsPanel
     float factor;                // 2^exponent
 };
 
-// Two numbers for every sum of a part, from up to 96 halves. Where a unit has an even count of them, which four bytes
-// of the first 128, then which of those so picked or of the 64 bytes that follow (from 16 on), then which halves of
-// these; else which halves of 128 bytes (<isa>/bytes.h, pick_halves).
+// Two numbers for every sum of a part, from up to 192 halves. Where a unit has an even count of them, which four bytes
+// of 128: of the first, and with six halves, which of those so picked or of the 64 bytes that follow (from 16 on); with
+// more, of the first, second or third 128, which `lanes` tells. Then which halves of what was picked. Where the count
+// is odd, which halves of 128 bytes (<isa>/bytes.h, pick_halves).
 struct HalfPick {
     alignas(64) uint32_t pair[16];
     uint32_t late[16];
     uint16_t half[32];
+    uint16_t lanes[3];
 };
 
 // One row of x, prepared; the next lies behind it. A line is what one term needs for one step, a vector of plane bytes:
@@ -133,7 +136,8 @@ struct SumsRow {
 };
 
 struct SumsKernels {
-    int64_t lanes;  // 32-bit sums in a vector
+    int64_t lanes;         // 32-bit sums in a vector
+    int64_t exact_groups;  // up to which several digits are faster than by blending
 
     // x [m] in column order -> values [m + kUnit] in storage order, divided by p, which is returned. If x is not
     // finite, zeros, and 0.

@@ -255,8 +255,8 @@ bool check_weight(Weight& w, std::mt19937& random) {
 
 int main() {
     std::mt19937 random(1);
-    const Shape shapes[] = {{1, 1, 1},     {3, 200, 128}, {5, 100, 33},    {2, 64, 128},
-                            {7, 300, 256}, {4, 130, 1},   {40, 1100, 520}, {2, 2700, 128}};
+    const Shape shapes[] = {{1, 1, 1},   {3, 200, 128},   {5, 100, 33},   {2, 64, 128},  {7, 300, 256},
+                            {4, 130, 1}, {40, 1100, 520}, {2, 2700, 128}, {2, 2700, 512}};
     int weights = 0;
     for (const Shape& shape : shapes) {
         for (const int64_t groups : {1, 2, 4}) {

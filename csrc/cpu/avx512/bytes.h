@@ -174,7 +174,12 @@ inline void pick_halves(const unsigned char* p, const Pick& pick, Lanes& low, La
     __m512i halves = load_columns(p);
     if constexpr (COUNT % 2 == 0) {
         halves = _mm512_permutex2var_epi32(halves, load_columns(pick.pair), load_columns(p + 64));
-        if (COUNT > 4) halves = _mm512_permutex2var_epi32(halves, load_columns(pick.late), load_columns(p + 128));
+        if (COUNT == 6) halves = _mm512_permutex2var_epi32(halves, load_columns(pick.late), load_columns(p + 128));
+        for (int v = 2; COUNT > 6 && v < COUNT / 2; v += 2) {
+            const __m512i here = _mm512_permutex2var_epi32(load_columns(p + v * 64), load_columns(pick.pair),
+                                                           load_columns(p + v * 64 + 64));
+            halves = _mm512_mask_mov_epi32(halves, pick.lanes[v / 2], here);
+        }
         halves = _mm512_permutexvar_epi16(load_columns(pick.half), halves);
     } else {
         static_assert(COUNT < 4);
