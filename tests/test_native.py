@@ -38,7 +38,8 @@ def run_gemm(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> tuple[torch
 def test_every_element_of_16_bits_is_read_and_rounded(isa: str, dtype: torch.dtype) -> None:
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     x = torch.stack([bits.view(dtype), torch.zeros(2**16, dtype=dtype)], 1)
-    # By blending, one column and one of zeros: y is x times w, rounded once. So many bits that there are ties; up to Inf; subnormal.
+    # By blending, one column and one of zeros: y is x times w, rounded once. So many bits that there are ties; up to
+    # Inf; subnormal.
     for w in (1.0, 1 + 2.0**-10, 3.0, 2.0**-10 + 2.0**-20):
         pw = random_packed(1, 2, 1, salient=0.0)
         pw.sign.fill_(1), pw.row_scale.fill_(w), pw.col_scale.fill_(1.0)
