@@ -17,8 +17,8 @@ enum class Activations {
 // one scale per column, one block or blocks of at least 512 columns.
 bool covers_line(const PackedView& weight);
 
-// Whether it can be computed by sums of units of columns (cpu/sums.h), exact and int8: one block or blocks of at least 64
-// columns. Four groups exactly only by instruction sets with dot products of bytes.
+// Whether it can be computed by sums of units of columns (cpu/sums.h), exact and int8: one block or blocks of at least
+// 64 columns. Four groups exactly only by instruction sets with dot products of bytes.
 bool covers_sums(const PackedView& weight);
 
 // Whether `int8` has kernels for this weight. Where it has none, gemm is exact whatever was asked for.
