@@ -8,9 +8,8 @@
 // zone. For a row of x, a unit u and a kind k, every column's v = x_j times its column scale (1 for means) becomes a
 // whole number X = v / t, rounded, of one digit (int8: the largest |X| is 127), two (x of 16 bits: 127 * 257) or three
 // (x of 32 bits: t a power of two, |X| < 2^22). Then
-//     S = sum of +-X over the unit's columns, of salient kinds those dealt to it, that are of the kind in this row (of
-//     X
-//         for means): an exact integer
+//     S = sum of +-X over those of the unit's columns (of salient kinds: of those dealt to it) that are of the kind in
+//         this row, of X for means: an exact integer
 //     lane l of the row = fma(float(S), R t, lane l of the row), units with l = 4 (u % 4) + u / 4 % 4 and their kinds
 //                         ascending; R is the row scale or the mean
 //     y_i = (sum of the 16 lanes: l + (l + 8), then 4, 2 and 1 apart) * p * 2^exponent * row base, in double
