@@ -2,8 +2,8 @@
 // set implements. Plain data only (see arb/packed.h).
 //
 // A unit is up to 128 consecutive columns of a block in storage order. Of every 16 units those of one block share the
-// salient columns that lie in them, which come first and would else all belong to the first units: in order, each is
-// dealt the same number, the lowest multiple of 8 that is enough.
+// salient columns that lie in them, which come first and would else all belong to the first units. They are dealt in
+// order: as many to each, the lowest multiple of 8 that is enough for all, until none is left.
 // A unit's kinds are those of the row scales: a plane, salient or other columns, a group; and one for the mean of every
 // zone. For a row of x, a unit u and a kind k, every column's v = x_j times its column scale (1 for means) becomes a
 // whole number X = v / t, rounded, of one digit (int8: the largest |X| is 127), two (x of 16 bits: 127 * 257) or three
@@ -51,8 +51,9 @@ struct BitPicks {
 
 // A slice is the n-th 4 SumsPart::width columns that each unit of a part was dealt. `bytes` and `bits` [lanes] say
 // where a unit's part of the first planes and of the second begins in a row; `wide`: some take more than 25 bits of the
-// second. `near`: there are 16, none wide, and all lie in the 64 bytes from byte `byte` of the row on; `near_first`:
-// there are 16, and those of every quarter lie in the 64 bytes from byte `quarter` on. `picks` is of these bytes.
+// second. `near`: a part has 16 units, no bits are wide, and all lie in the 64 bytes from byte `byte` of the row on;
+// `near_first`: a part has 16 units, and bits of every quarter lie in the 64 bytes from byte `quarter` on. `picks` is
+// of these bytes.
 struct SumsSlice {
     const int32_t* bytes;
     const int32_t* bits;
@@ -101,7 +102,7 @@ struct SumsJob {
     int64_t means;               // means per row and block
     bool two_planes;             // salient columns have a second sign
     int64_t in_place;            // rows of the weight, the first ones, behind which kSumsSpare bytes may be read
-    int64_t block_units;         // units of a block; of the only one: kDealtUnits
+    int64_t block_units;         // units of a block; kDealtUnits where there is one: all are of block 0
     bool aligned;                // units lie at multiples of 16 bytes
     bool even;                   // all parts of 16 units begin with a block, or lie in one
     const int32_t* scale_index;  // [parts, lanes], of the first row scale of the unit's block
@@ -111,10 +112,12 @@ struct SumsJob {
     float factor;                // 2^exponent
 };
 
-// Two numbers for every sum of a part, from up to 192 halves. Where a unit has an even count of them, which four bytes
-// of 128: of the first, and with six halves, which of those so picked or of the 64 bytes that follow (from 16 on); with
-// more, of the first, second or third 128, which `lanes` tells. Then which halves of what was picked. Where the count
-// is odd, which halves of 128 bytes (<isa>/bytes.h, pick_halves).
+// Two numbers for every sum of a part, from the halves of its units, up to 12 each (<isa>/bytes.h, pick_halves). An
+// even count lies in pieces of four bytes:
+//     2, 4    piece `pair` of the first 128 bytes
+//     6       then piece `late`: of those so picked, or from 16 on of the 64 bytes that follow
+//     8, 12   piece `pair` of the first, second or third 128 bytes, each for the lanes that `lanes` names
+// and then halves `half` of what was picked. Of 1 and 3 there are halves `half` of 128 bytes.
 struct HalfPick {
     alignas(64) uint32_t pair[16];
     uint32_t late[16];
