@@ -17,23 +17,23 @@ from arbllm_kernels.packed import PackedWeight
 
 # Blocks of 128 and multiples, whose units lie as the kernels want them, and others; short last blocks; several parts.
 SHAPES = [(1, 1, 64), (1, 63, 128), (5, 65, 64), (3, 129, 128), (37, 576, 128), (4, 700, 256), (3, 300, 300)]
-SHAPES += [(17, 4500, 128), (3, 640, 100)]
+SHAPES += [(17, 2500, 128), (3, 640, 100)]
 # Units of a block that share salient columns: 2, 3 and parts that begin within a block, 4, 16, more than 16, all.
 WIDE = [
     (2, 137, 136),
     (5, 2600, 192),
     (3, 2700, 384),
-    (19, 4500, 512),
+    (5, 4500, 512),
     (3, 4500, 2048),
     (2, 5000, 2560),
     (3, 4300, 5000),
 ]
 ZONES = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 4)]
-# Of layouts of fewer tests: parts with one and several slices of salient columns, means, no halves.
-SOME: list[dict[str, Any]] = [{"salient": 0.05}, {"mean": True, "col_scale": False}, {"dtype": torch.float32}]
+# Of wide blocks and four groups: parts with one and with several slices of salient columns, means.
+SOME: list[dict[str, Any]] = [{"salient": 0.05}, {"mean": True, "col_scale": False}]
 OPTIONS: list[dict[str, Any]] = [
     {}, {"salient": 1.0}, {"salient": 0.0}, {"mean": True, "salient": 0.1},
-    {"col_scale": False, "dtype": torch.float32}, {"shared": True, "coded": True, "ordered": True}, *SOME[:2],
+    {"col_scale": False, "dtype": torch.float32}, {"shared": True, "coded": True, "ordered": True}, *SOME,
 ]  # fmt: skip
 UNIT = 128
 
@@ -202,10 +202,10 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: 
     for pw in weights(n, m, k):
         for dtype, int8 in WAYS:
             x = torch.randn(5, m, dtype=dtype)
-            got = run(pw, x, int8)
             other = "scalar" if by_sums(pw, int8, "scalar") else "avx512vnni"
-            if not by_sums(pw, int8, isa) or not native.available_isas().get(other):
+            if isa == other or not by_sums(pw, int8, isa) or not native.available_isas().get(other):
                 continue
+            got = run(pw, x, int8)
             with native.forced_isa(other):
                 assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
 
