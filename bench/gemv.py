@@ -243,12 +243,12 @@ def our_tokens(found: list[Row], layers: int) -> list[dict[str, object]]:
     return lines
 
 
-def threshold(threads: list[int], rounds: int) -> None:
+def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: int) -> None:
     """Times of both ways of `arb::linear`, to choose what ops.dense_batches answers."""
     chosen = ops.dense_batches
     print("| shape | preset | way | threads | batch | packed ms | dequantize + mm ms |")
     print("|---|---|---|---|---|---|---|")
-    for (rows, cols), (name, options) in itertools.product(((576, 576), (4096, 4096)), PRESETS.items()):
+    for (rows, cols), (name, options) in itertools.product(((576, 576), (4096, 4096)), layouts.items()):
         pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
         args = ops.packed_args(pw)
@@ -320,8 +320,9 @@ def main() -> None:
     parser.add_argument("--overhead", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
+    layouts = LAYOUTS if options.layouts else PRESETS
     if options.threshold:
-        return threshold(options.threads, min(options.rounds, 5))
+        return threshold(layouts, options.threads, min(options.rounds, 5))
     if options.overhead:
         return overhead(options.rounds)
     load = os.getloadavg()[0]
@@ -330,14 +331,7 @@ def main() -> None:
     found = [
         row
         for shape in options.shapes
-        for row in measure(
-            shape,
-            LAYOUTS if options.layouts else PRESETS,
-            options.batch,
-            options.threads,
-            options.rounds,
-            options.cache_mb,
-        )
+        for row in measure(shape, layouts, options.batch, options.threads, options.rounds, options.cache_mb)
     ]
     print_rows(found)
     peers: list[dict[str, object]] = []
