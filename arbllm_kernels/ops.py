@@ -22,7 +22,7 @@ from .packed import Layout, PackedWeight
 # grows with every row; `dense_batches` says from how many.
 DENSE_BATCH = 16  # kernels by blending, and 8-bit tables
 NEVER = 1 << 62
-DOT_PRODUCTS = ("avx512vbmi", "avx512vnni", "neondot")  # instruction sets with one that adds four products
+DOT_PRODUCTS = ("avx512vbmi", "avx512vnni", "avxvnni", "neondot")  # instruction sets with one that adds four products
 # By (way, dot products): for one, two and three digits of x, where W is narrow and where it is wide.
 DENSE_BATCHES = {
     ("line", True): ((96, 28, 16), (NEVER, NEVER, 192)),

@@ -302,7 +302,7 @@ def test_neon_selftest_under_emulation(tmp_path: Path) -> None:
     assert "ran neon\n" in result.stdout and "ran neondot\n" in result.stdout and "540 weights" in result.stdout
 
 
-WITH_BYTES = ("avx2", "avx512", "avx512vnni", "avx512vbmi")
+WITH_BYTES = ("avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi")
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="x86-64 units only")
@@ -317,7 +317,8 @@ def test_units_share_no_code(unit: str, tmp_path: Path) -> None:
             pytest.skip(f"{tool} is not installed")
     flags = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
     flags += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"] if "avx512" in unit else []
-    flags += ["-mavx512vnni"] if "vnni" in unit or "vbmi" in unit else []
+    flags += ["-mavxvnni"] if "avxvnni" in unit else []
+    flags += ["-mavx512vnni"] if "avx512vnni" in unit or "vbmi" in unit else []
     flags += ["-mavx512vbmi", "-mavx512vbmi2"] if "vbmi" in unit else []
     source, out = ROOT / "csrc/cpu" / f"{unit}.cpp", tmp_path / "unit.o"
     command = ["g++", "-std=c++20", "-O0", "-fPIC", f"-I{ROOT / 'csrc/include'}", *flags, "-c", source, "-o", out]

@@ -41,6 +41,12 @@ bool has_avx2() {
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_AVX2) != 0;
 }
 
+bool has_avxvnni() {
+    unsigned a, b, c, d;
+    constexpr unsigned kAvxVnni = 1u << 4;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
+}
+
 bool has_avx512() {
     unsigned a, b, c, d;
     if (!has_avx2() || (saved_registers() & kSavesZmm) != kSavesZmm) return false;
@@ -75,6 +81,7 @@ constexpr Entry kTable[] = {
     {{"avx512vbmi", &avx512_kernels, &avx512vbmi_line, &avx512vbmi_sums, &avx512_solver}, has_avx512vbmi},
     {{"avx512vnni", &avx512_kernels, &avx512vnni_line, &avx512vnni_sums, &avx512_solver}, has_avx512vnni},
     {{"avx512", &avx512_kernels, &avx512_line, &avx512_sums, &avx512_solver}, has_avx512},
+    {{"avxvnni", &avx2_kernels, &avxvnni_line, &avxvnni_sums, &avx2_solver}, has_avxvnni},
     {{"avx2", &avx2_kernels, &avx2_line, &avx2_sums, &avx2_solver}, has_avx2},
 #elif defined(__aarch64__)
     {{"neondot", &neon_kernels, &neondot_line, &neondot_sums, &scalar_solver}, has_dot},

@@ -254,13 +254,12 @@ Status make_plans(const PackedView& view, const Isa& isa, std::shared_ptr<const 
 }
 
 Status multiply_floats(const Plans& plans, int64_t number, const float* x, int64_t batch, float* y, int64_t threads) {
-    const PackedView& view = *plans.exact.job.weight;
     const int64_t rows = std::min(batch, kRowsAtOnce);
     if (plans.has_line) {
         const ByLine way(*plans.isa->line, plans.line.job, rows, number);
         return multiply_whole(way, plans, number, x, batch, y, threads);
     }
-    if (plans.has_sums && (number == 1 || view.groups <= plans.isa->sums->exact_groups)) {
+    if (plans.has_sums) {
         const BySums way(*plans.isa->sums, plans.sums.job, rows, number);
         return multiply_whole(way, plans, number, x, batch, y, threads);
     }

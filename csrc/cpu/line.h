@@ -48,6 +48,7 @@ struct LineJob {
     int64_t line;             // bytes of a prepared row per digit, some of them unused
     int64_t widest;           // columns of the widest block, in whole steps
     int64_t in_place;         // rows of the weight, the first ones, behind which kLineSpare bytes may be read
+    int64_t x_bytes;          // so many of digits fit the first-level cache beside the planes
     int64_t row_copies;       // bytes of working memory for the parts of one row of the weight
     int64_t scratch;          // these, and after them the sums of four rows: all that multiply needs
     float factor;             // 2^exponent
@@ -95,6 +96,7 @@ struct LineKernels {
 extern const LineKernels scalar_line;
 #if defined(__x86_64__)
 extern const LineKernels avx2_line;
+extern const LineKernels avxvnni_line;
 extern const LineKernels avx512_line;
 extern const LineKernels avx512vnni_line;
 extern const LineKernels avx512vbmi_line;

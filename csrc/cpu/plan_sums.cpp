@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "arb/gemm.h"
+#include "cache.h"
 #include "plan.h"
 
 namespace arb {
@@ -129,6 +130,7 @@ void make_sums_plan(const Plan& exact, const SumsKernels& kernels, SumsPlan& pla
     job.even = kDealtUnits % job.block_units == 0 || job.block_units % kDealtUnits == 0;
     job.factor = whole.factor;
     job.in_place = rows_in_place(whole, kSumsSpare);
+    job.x_bytes = near_cache_bytes() * 5 / 6;  // 40 KiB of 48
     add_passes(w, job);
     std::vector<int64_t> blocks, bytes;
     add_units(exact, plan, blocks);

@@ -108,6 +108,7 @@ struct SumsJob {
     const int32_t* scale_index;  // [parts, lanes], of the first row scale of the unit's block
     const int32_t* mean_index;   // and mean
     int64_t lines;               // of a prepared row
+    int64_t x_bytes;             // so many of digits fit the first-level cache beside the planes
     int64_t room;                // bytes of a line of working memory, of which multiply needs kSumsLines kSumsPanel
     float factor;                // 2^exponent
 };
@@ -138,8 +139,7 @@ struct SumsRow {
 };
 
 struct SumsKernels {
-    int64_t lanes;         // 32-bit sums in a vector
-    int64_t exact_groups;  // up to which several digits are faster than by blending
+    int64_t lanes;  // 32-bit sums in a vector
 
     // x [m] in column order -> values [m + kUnit] in storage order, divided by p, which is returned. If x is not
     // finite, zeros, and 0.
@@ -156,6 +156,7 @@ struct SumsKernels {
 extern const SumsKernels scalar_sums;
 #if defined(__x86_64__)
 extern const SumsKernels avx2_sums;
+extern const SumsKernels avxvnni_sums;
 extern const SumsKernels avx512_sums;
 extern const SumsKernels avx512vnni_sums;
 extern const SumsKernels avx512vbmi_sums;

@@ -35,11 +35,6 @@ inline Bytes look_up(Bytes table, Bytes numbers) { return _mm256_shuffle_epi8(ta
 inline Ints no_ints() { return _mm256_setzero_si256(); }
 inline Lanes no_lanes() { return _mm256_setzero_ps(); }
 
-// |u| and |s| are at most 127, so pairs of products fit 16 bits.
-inline Ints dot(Ints sums, Bytes u, Bytes s) {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
-}
-
 // Shifts work on 16 bits: what crosses into the neighbouring byte must be masked away.
 template <int COUNT>
 inline Bytes shift_left(Bytes v) {
@@ -68,25 +63,30 @@ inline Bytes load_bits(const unsigned char* p, int shift) {
     return _mm256_or_si256(_mm256_srl_epi64(load_columns(p), right), _mm256_sll_epi64(load_columns(p + 8), left));
 }
 
-// As dot for signed levels, of at most 127, and any q.
-constexpr int kLevelBias = 0;
-inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
-    return dot(sums, _mm256_abs_epi8(q), _mm256_sign_epi8(levels, q));
-}
-
 inline Ints load_ints(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline void store_ints(int32_t* p, Ints v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
-
-// look_up reads by four bits; there are no tables of 64 bytes.
-constexpr bool kSixBits = false;
-inline Bytes look_up_six(Bytes table, Bytes) { return table; }
 
 // For sums.inc. A vector of sums has four for every 16 bytes.
 inline Ints join_digits(Ints high, Ints low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
 inline Ints subtract_ints(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 inline Lanes load_lanes(const float* p) { return load(p); }
-inline Lanes load_lanes_at(const float* p, const int32_t* index) { return load_at(p, index); }
+
+// kinds[k], lane l = p[index[l] + k]. Up to three numbers more are read from each place.
+template <int COUNT>
+inline void load_kinds(const float* p, const int32_t* index, Lanes (&kinds)[COUNT]) {
+    for (int k = 0; k < COUNT; k += 4) {
+        const auto pair = [&](int i) { return _mm256_loadu2_m128(p + index[i + 4] + k, p + index[i] + k); };
+        const __m256 a = pair(0), b = pair(1), c = pair(2), d = pair(3);
+        const auto put = [&](int n, __m256 ab, __m256 cd) {
+            const __m256d low = _mm256_castps_pd(ab), high = _mm256_castps_pd(cd);
+            if (k + n < COUNT) kinds[k + n] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
+            if (k + n + 1 < COUNT) kinds[k + n + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+        };
+        put(0, _mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+        put(2, _mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+    }
+}
 inline Lanes add_products(Ints sums, Lanes scales, Lanes to) { return mul_add(_mm256_cvtepi32_ps(sums), scales, to); }
 
 // The sum of the 16 lanes of a row, in the order that sums.h fixes.
@@ -112,7 +112,7 @@ inline void store_folded(int32_t* p, Ints v) {
 
 // 32 bits for every sum, from byte bytes[i] on.
 inline Bytes load_words(const unsigned char* p, const int32_t* bytes) {
-    return _mm256_i32gather_epi32(reinterpret_cast<const int*>(p), load_ints(bytes), 1);
+    return collect_words([&](int i) { return p + bytes[i]; });
 }
 
 // Four bytes of every 16 of four vectors, in the order of turn_sums: the first four of all, the next, and so on.
@@ -128,9 +128,9 @@ inline void turn_words(const Bytes (&from)[4], Bytes (&to)[4]) {
 // 32 bits for every sum, from bit first + bits[i] on; where not `wide`, the last 7 may be missing.
 inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t* bits, bool wide) {
     const __m256i from = _mm256_add_epi32(load_ints(bits), _mm256_set1_epi32(static_cast<int>(first)));
-    const __m256i at = _mm256_srli_epi32(from, 3), shift = _mm256_and_si256(from, _mm256_set1_epi32(7));
+    const __m256i shift = _mm256_and_si256(from, _mm256_set1_epi32(7));
     const auto words = [&](const unsigned char* q) {
-        return _mm256_i32gather_epi32(reinterpret_cast<const int*>(q), at, 1);
+        return collect_words([&](int i) { return q + ((first + bits[i]) >> 3); });
     };
     const __m256i low = _mm256_srlv_epi32(words(p), shift);
     if (!wide) return low;

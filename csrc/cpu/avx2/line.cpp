@@ -1,4 +1,4 @@
-#include "bytes.h"
+#include "dot.h"
 
 #include "../buffers.inc"
 #include "../line.inc"

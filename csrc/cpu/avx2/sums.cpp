@@ -1,6 +1,6 @@
-#include "bytes.h"
+#include "dot.h"
 
 #include "../buffers.inc"
 #include "../sums.inc"
 
-const arb::SumsKernels arb::avx2_sums = {kSumInts, 2, gather_row, prepare_part, sums_multiply};
+const arb::SumsKernels arb::avx2_sums = {kSumInts, gather_row, prepare_part, sums_multiply};

@@ -76,7 +76,26 @@ inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints join_digits(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
 inline Ints subtract_ints(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Lanes load_lanes(const float* p) { return load(p); }
-inline Lanes load_lanes_at(const float* p, const int32_t* index) { return load_at(p, index); }
+
+// kinds[k], lane l = p[index[l] + k]. Up to three numbers more are read from each place.
+template <int COUNT>
+inline void load_kinds(const float* p, const int32_t* index, Lanes (&kinds)[COUNT]) {
+    for (int k = 0; k < COUNT; k += 4) {
+        const auto four = [&](int i) {
+            const auto at = [&](int n) { return _mm_loadu_ps(p + index[i + 4 * n] + k); };
+            const __m512 two = _mm512_insertf32x4(_mm512_castps128_ps512(at(0)), at(1), 1);
+            return _mm512_insertf32x4(_mm512_insertf32x4(two, at(2), 2), at(3), 3);
+        };
+        const __m512 a = four(0), b = four(1), c = four(2), d = four(3);
+        const auto put = [&](int n, __m512 ab, __m512 cd) {
+            const __m512d low = _mm512_castps_pd(ab), high = _mm512_castps_pd(cd);
+            if (k + n < COUNT) kinds[k + n] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            if (k + n + 1 < COUNT) kinds[k + n + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        };
+        put(0, _mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+        put(2, _mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+    }
+}
 inline Lanes add_products(Ints sums, Lanes scales, Lanes to) { return mul_add(_mm512_cvtepi32_ps(sums), scales, to); }
 
 // The sum of the 16 lanes of a row, in the order that sums.h fixes.

@@ -3,4 +3,4 @@
 #include "../buffers.inc"
 #include "../sums.inc"
 
-const arb::SumsKernels arb::avx512vbmi_sums = {kSumInts, 4, gather_row, prepare_part, sums_multiply};
+const arb::SumsKernels arb::avx512vbmi_sums = {kSumInts, gather_row, prepare_part, sums_multiply};

@@ -66,7 +66,12 @@ inline Bytes look_up_six(Bytes table, Bytes) { return table; }
 inline Ints join_digits(Ints high, Ints low) { return vaddq_s32(vshlq_n_s32(high, 8), low); }
 inline Ints subtract_ints(Ints a, Ints b) { return vsubq_s32(a, b); }
 inline Lanes load_lanes(const float* p) { return load(p); }
-inline Lanes load_lanes_at(const float* p, const int32_t* index) { return load_at(p, index); }
+
+// kinds[k], lane l = p[index[l] + k].
+template <int COUNT>
+inline void load_kinds(const float* p, const int32_t* index, Lanes (&kinds)[COUNT]) {
+    for (int k = 0; k < COUNT; ++k) kinds[k] = load_at(p + k, index);
+}
 inline Lanes add_products(Ints sums, Lanes scales, Lanes to) { return mul_add(vcvtq_f32_s32(sums), scales, to); }
 
 // The sum of the 16 lanes of a row, in the order that sums.h fixes.

@@ -3,4 +3,4 @@
 #include "../buffers.inc"
 #include "../sums.inc"
 
-const arb::SumsKernels arb::neon_sums = {kSumInts, 2, gather_row, prepare_part, sums_multiply};
+const arb::SumsKernels arb::neon_sums = {kSumInts, gather_row, prepare_part, sums_multiply};

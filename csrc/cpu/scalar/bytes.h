@@ -104,6 +104,18 @@ inline Ints level_dot(const Ints& sums, const Bytes& levels, const Bytes& q) {
         return sum;
     });
 }
+// Sums of levels -1, 0 and 1 times q, for sums.inc.
+constexpr int kUnitBias = 0;
+constexpr int kTurnedDigits = 2;
+using UnitSums = Ints;
+inline UnitSums no_units() { return {}; }
+inline UnitSums begin_units(const int32_t*) { return {}; }
+inline UnitSums unit_dot(const UnitSums& sums, const Bytes& levels, const Bytes& q) {
+    return level_dot(sums, levels, q);
+}
+inline Ints units_in(const UnitSums& sums) { return sums; }
+inline Ints end_units(const UnitSums& sums, const int32_t*) { return sums; }
+
 inline Ints load_ints(const int32_t* p) {
     return each_int([&](int i) { return p[i]; });
 }
@@ -122,8 +134,10 @@ inline Ints join_digits(const Ints& high, const Ints& low) {
 inline Lanes load_lanes(const float* p) {
     return each_lane([&](int i) { return p[i]; });
 }
-inline Lanes load_lanes_at(const float* p, const int32_t* index) {
-    return each_lane([&](int i) { return p[index[i]]; });
+// kinds[k], lane l = p[index[l] + k].
+template <int COUNT>
+inline void load_kinds(const float* p, const int32_t* index, Lanes (&kinds)[COUNT]) {
+    for (int k = 0; k < COUNT; ++k) kinds[k] = each_lane([&](int i) { return p[index[i] + k]; });
 }
 inline Lanes mul(const Lanes& a, const Lanes& b) {
     return each_lane([&](int i) { return a.at[i] * b.at[i]; });

@@ -1,0 +1,35 @@
+// Sums of four products each, without VNNI: |u| and |s| are at most 127, so pairs of products fit 16 bits.
+#pragma once
+
+#include "bytes.h"
+
+namespace {
+
+inline Ints dot(Ints sums, Bytes u, Bytes s) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+}
+
+// The same for signed levels, of at most 127, and any q.
+constexpr int kLevelBias = 0;
+inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
+    return dot(sums, _mm256_abs_epi8(q), _mm256_sign_epi8(levels, q));
+}
+
+// Sums of 0, 1 or 2 (a level and kUnitBias) times q, for sums.inc: in 16 bits, which hold 63 pairs. They end with what
+// is stored at `starts` added to them.
+constexpr int kUnitBias = 1;
+constexpr int kTurnedDigits = 1;
+using UnitSums = Ints;
+inline UnitSums no_units() { return no_ints(); }
+inline UnitSums begin_units(const int32_t*) { return no_units(); }
+inline UnitSums unit_dot(UnitSums sums, Bytes levels, Bytes q) {
+    return keep_register(_mm256_add_epi16(sums, _mm256_maddubs_epi16(levels, q)));
+}
+inline Ints units_in(UnitSums sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
+inline Ints end_units(UnitSums sums, const int32_t* starts) { return add_ints(units_in(sums), load_ints(starts)); }
+
+// look_up reads by four bits; there are no tables of 64 bytes.
+constexpr bool kSixBits = false;
+inline Bytes look_up_six(Bytes table, Bytes) { return table; }
+
+}  // namespace

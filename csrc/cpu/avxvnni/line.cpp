@@ -1,0 +1,6 @@
+#include "dot.h"
+
+#include "../buffers.inc"
+#include "../line.inc"
+
+const arb::LineKernels arb::avxvnni_line = {kBytes, kSumInts, line_prepare, line_multiply};

@@ -1,0 +1,12 @@
+// How large the first-level data cache is: what decides how much of x meets the weight at once.
+#pragma once
+
+#include <cstdint>
+
+namespace arb {
+
+// Bytes, as ARBLLM_L1_KIB (a positive number of KiB) says, else as Linux tells of the first processor, else 32 KiB. No
+// result depends on it.
+int64_t near_cache_bytes();
+
+}  // namespace arb
