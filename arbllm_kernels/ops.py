@@ -28,9 +28,9 @@ DENSE_BATCHES = {
     ("line", True): ((96, 28, 16), (NEVER, NEVER, 192)),
     ("line", False): ((12, 6, 5), (44, 14, 10)),
     ("sums", True): ((12, 8, 6), (80, 40, 28)),
-    ("sums", False): ((5, 3, 3), (16, 7, 5)),
+    ("sums", False): ((7, 5, 4), (32, 20, 12)),
     ("four groups", True): ((3, 2, 2), (12, 9, 6)),
-    ("four groups", False): ((2, DENSE_BATCH, DENSE_BATCH), (5, DENSE_BATCH, DENSE_BATCH)),  # exactly by blending
+    ("four groups", False): ((3, 2, 2), (9, 6, 5)),
 }
 NARROW = 2048  # columns
 PERMUTE = 6  # what a permuted entry of x costs, in entries of W
