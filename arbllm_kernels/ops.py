@@ -113,7 +113,8 @@ def native_weight(args: PackedArgs) -> Any:
 def dense_batches(packed: Any, cols: int) -> tuple[int, int, int]:
     """From how many rows of x on a native view of so many columns is dequantized: for one, two and three digits of x.
 
-    Measured for 576 and 4,096 columns with avx512vbmi, avx512 and avx2, `bench/gemv.py --threshold`.
+    Measured for 576 and 4,096 columns with avx512vbmi, avx512 and avx2, `bench/gemv.py --threshold`; where there is no
+    dot product, between what is best for the last two.
     """
     if not packed.covers_line and not packed.covers_sums:
         return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH

@@ -212,7 +212,8 @@ def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
             assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1], int8))
 
 
-def test_a_long_x_meets_panels_of_rows(isa: str) -> None:
+def test_a_long_x_meets_panels_of_rows(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARBLLM_L1_KIB", "48")
     pw = random_packed(37, 20000, 128, salient=0.1)
     for batch, (dtype, int8) in itertools.product((1, 2), WAYS):
         x = torch.randn(batch, 20000, dtype=dtype)
@@ -264,7 +265,8 @@ PARTS += [[0.0, 0.12], [0.12, 0.18, 0.05, 0.5, 0.0, 0.25, 0.05, 0.05]]
 
 
 @pytest.mark.parametrize("shares", PARTS)
-def test_parts_of_every_kind(isa: str, shares: list[float]) -> None:
+def test_parts_of_every_kind(isa: str, shares: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARBLLM_L1_KIB", "48")
     for more in (0, 200, 600, 1300):  # columns of a part that is not full: 1, 2 and 3 vectors
         m = 2048 * len(shares) + more
         salient = [share for share in shares for _ in range(16)] + [0.1] * 11

@@ -1,12 +1,13 @@
 #include "cache.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 
 namespace arb {
 namespace {
 
-constexpr int64_t kUsualKib = 32;
+constexpr int64_t kUsualKib = 32, kMostKib = 1 << 20;
 
 int64_t system_kib() {
     int64_t kib = 0;
@@ -20,7 +21,7 @@ int64_t near_cache_bytes() {
     static const int64_t kOfSystem = system_kib();
     const char* const asked = std::getenv("ARBLLM_L1_KIB");
     const int64_t kib = asked != nullptr ? std::strtol(asked, nullptr, 10) : 0;
-    return (kib > 0 ? kib : kOfSystem) * 1024;
+    return std::min(kib > 0 ? kib : kOfSystem, kMostKib) * 1024;
 }
 
 }  // namespace arb

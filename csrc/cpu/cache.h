@@ -5,8 +5,8 @@
 
 namespace arb {
 
-// Bytes, as ARBLLM_L1_KIB (a positive number of KiB) says, else as Linux tells of the first processor, else 32 KiB. No
-// result depends on it.
+// Bytes, as ARBLLM_L1_KIB (a positive number of KiB) says, else as Linux tells of the first processor, else 32 KiB.
+// Asked for when a weight is multiplied for the first time. No result depends on it.
 int64_t near_cache_bytes();
 
 }  // namespace arb

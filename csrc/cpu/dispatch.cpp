@@ -41,11 +41,13 @@ bool has_avx2() {
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_AVX2) != 0;
 }
 
+#if defined(ARB_HAS_AVXVNNI)
 bool has_avxvnni() {
     unsigned a, b, c, d;
     constexpr unsigned kAvxVnni = 1u << 4;
     return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
 }
+#endif
 
 bool has_avx512() {
     unsigned a, b, c, d;
@@ -81,7 +83,9 @@ constexpr Entry kTable[] = {
     {{"avx512vbmi", &avx512_kernels, &avx512vbmi_line, &avx512vbmi_sums, &avx512_solver}, has_avx512vbmi},
     {{"avx512vnni", &avx512_kernels, &avx512vnni_line, &avx512vnni_sums, &avx512_solver}, has_avx512vnni},
     {{"avx512", &avx512_kernels, &avx512_line, &avx512_sums, &avx512_solver}, has_avx512},
+#if defined(ARB_HAS_AVXVNNI)
     {{"avxvnni", &avx2_kernels, &avxvnni_line, &avxvnni_sums, &avx2_solver}, has_avxvnni},
+#endif
     {{"avx2", &avx2_kernels, &avx2_line, &avx2_sums, &avx2_solver}, has_avx2},
 #elif defined(__aarch64__)
     {{"neondot", &neon_kernels, &neondot_line, &neondot_sums, &scalar_solver}, has_dot},

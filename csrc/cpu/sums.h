@@ -128,8 +128,8 @@ struct HalfPick {
 
 // One row of x, prepared; the next lies behind it. A line is what one term needs for one step, a vector of plane bytes:
 // [digits, 8, bytes of a vector]. The passes of a part lie behind one another, [steps, terms] lines each: 4 steps, or a
-// step for every slice. `starts`, what the sums begin with, has [digits, lanes] for every line; where steps share their
-// sums (sum_turned), those of the first.
+// step for every slice. `starts`, what is added to the sums, has [digits, lanes] for every line; where steps share
+// their sums (sum_turned), those of the first.
 struct SumsRow {
     int8_t* digits;
     int32_t* starts;

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace {
 
@@ -50,7 +51,11 @@ inline Floats load_bytes(const int8_t* p) {
 // on Intel processors whose microcode guards gathers against data sampling.
 template <typename At>
 inline __m256i collect_words(const At& at) {
-    const auto word = [&](int i) { return _mm_loadu_si32(at(i)); };
+    const auto word = [&](int i) {
+        int32_t four_bytes;
+        std::memcpy(&four_bytes, at(i), 4);
+        return _mm_cvtsi32_si128(four_bytes);
+    };
     const auto four = [&](int i) {
         const __m128i low = _mm_unpacklo_epi32(word(i), word(i + 1));
         return _mm_unpacklo_epi64(low, _mm_unpacklo_epi32(word(i + 2), word(i + 3)));

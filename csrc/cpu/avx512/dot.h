@@ -1,4 +1,4 @@
-// Sums of four products each, without VNNI: |u| and |s| are at most 127, so pairs of products fit 16 bits.
+// Sums of four products each, without VNNI: |levels| are at most 127 and |q| 128, so pairs of products fit 16 bits.
 #pragma once
 
 #include "bytes.h"
@@ -17,10 +17,11 @@ inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
     return dot(sums, _mm512_abs_epi8(q), with_sign);
 }
 
-// Sums of 0, 1 or 2 (a level and kUnitBias) times q, for sums.inc: in 16 bits, which hold 63 pairs. They end with what
-// is stored at `starts` added to them.
+// Sums of 0, 1 or 2 (a level and kUnitBias) times q, for sums.inc: in 16 bits, which hold kMostUnits pairs. They end
+// with what is stored at `starts` added to them. (keep_register: else GCC makes all products first, in memory.)
 constexpr int kUnitBias = 1;
 constexpr int kTurnedDigits = 1;
+constexpr int kMostUnits = 63;
 using UnitSums = Ints;
 inline UnitSums no_units() { return _mm512_setzero_si512(); }
 inline UnitSums begin_units(const int32_t*) { return no_units(); }

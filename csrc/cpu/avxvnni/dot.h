@@ -1,4 +1,4 @@
-// Sums of four products each, in one instruction: AVX-VNNI, which processors without AVX-512 have.
+// Sums of four products each, in one instruction: AVX-VNNI, which some processors have without AVX-512.
 #pragma once
 
 #include "../avx2/bytes.h"
@@ -13,6 +13,7 @@ inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return _mm256_dpbusd_a
 // `starts`.
 constexpr int kUnitBias = 1;
 constexpr int kTurnedDigits = 2;
+constexpr int kMostUnits = 1 << 20;  // of 32 bits
 using UnitSums = Ints;
 inline UnitSums no_units() { return no_ints(); }
 inline UnitSums begin_units(const int32_t* starts) { return load_ints(starts); }

@@ -1,4 +1,5 @@
-// Sums of four products each from 16-bit products: |u| and |s| are at most 127, so pairs of products fit 16 bits.
+// Sums of four products each from 16-bit products: |levels| are at most 127 and |q| 128, so pairs of products fit 16
+// bits.
 #pragma once
 
 #include "bytes.h"
@@ -14,10 +15,11 @@ inline Ints dot(Ints sums, Bytes u, Bytes s) {
 constexpr int kLevelBias = 0;
 inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return dot(sums, levels, q); }
 
-// Sums of levels -1, 0 and 1 times q, for sums.inc: in 16 bits, which hold 255 products, of the lower and of the upper
-// bytes apart.
+// Sums of levels -1, 0 and 1 times q, for sums.inc: in 16 bits, which hold kMostUnits products, of the lower and of
+// the upper bytes apart, and then of two added.
 constexpr int kUnitBias = 0;
 constexpr int kTurnedDigits = 2;
+constexpr int kMostUnits = 127;
 struct UnitSums {
     int16x8_t low, high;
 };

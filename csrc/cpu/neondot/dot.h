@@ -14,6 +14,7 @@ inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return dot(sums, level
 // Sums of levels -1, 0 and 1 times q, for sums.inc.
 constexpr int kUnitBias = 0;
 constexpr int kTurnedDigits = 2;
+constexpr int kMostUnits = 1 << 20;  // of 32 bits
 using UnitSums = Ints;
 inline UnitSums no_units() { return no_ints(); }
 inline UnitSums begin_units(const int32_t*) { return no_units(); }

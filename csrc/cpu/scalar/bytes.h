@@ -107,6 +107,7 @@ inline Ints level_dot(const Ints& sums, const Bytes& levels, const Bytes& q) {
 // Sums of levels -1, 0 and 1 times q, for sums.inc.
 constexpr int kUnitBias = 0;
 constexpr int kTurnedDigits = 2;
+constexpr int kMostUnits = 1 << 20;  // of 32 bits
 using UnitSums = Ints;
 inline UnitSums no_units() { return {}; }
 inline UnitSums begin_units(const int32_t*) { return {}; }
