@@ -4,7 +4,7 @@ arb::linear (ops.py) works everywhere: under autograd, torch.compile, vmap, trac
 the product of a small layer takes. Where nothing but the product is wanted, `product` computes it from an
 extension.Bound (python/direct_bindings.cpp), which is made again as soon as one of the weight's tensors is another one
 or lies elsewhere; it gives long batches to ops.dense_product. Content may change in place, but for `order` and
-`counts`, which are read once. Oracle: ops.LINEAR.
+`counts`, which are read once; a repacked weight is made again after that. Oracle: ops.LINEAR.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .native import activations, extension
+from .native import activations, extension, repack
 from .ops import NOT_COVERED, PackedArgs, view
 
 PLAIN = (Tensor, torch.nn.Parameter, type(None))  # what has memory of its own, or is not there
@@ -29,20 +29,29 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
     """
     if torch.compiler.is_compiling():
         return None, bound
-    int8, threads = activations() == "int8", torch.get_num_threads()
-    y = NotImplemented if bound is None else bound.product(x, args, int8, threads)
+    int8, threads, copies = activations() == "int8", torch.get_num_threads(), repack()
+    y = NotImplemented if bound is None else bound.product(x, args, int8, threads, copies)
     if y is NotImplemented:
         if args[0].device.type != "cpu" or any(type(t) not in PLAIN for t in args[:-1]):
             return None, None
-        bound = _bind(args)
-        y = bound.product(x, args, int8, threads)
+        bound = _bind(args, copies)
+        y = bound.product(x, args, int8, threads, copies)
     return y, bound
 
 
-def _bind(args: PackedArgs) -> Any:
+def _bind(args: PackedArgs, copies: bool) -> Any:
     packed = view(args)
-    limits = ops.dense_batches(packed, args[-1][1])
-    return extension.Bound(tuple(args[:-1]), packed, limits, _warn, lambda x: ops.dense_product(x, args, packed))
+    if copies and not extension.repacks():
+        warnings.warn(NOT_REPACKED, stacklevel=4)
+    limits = ops.dense_batches(packed, args[-1][1], copies and extension.repacks())
+    dense = lambda x: ops.dense_product(x, args, packed)  # noqa: E731
+    return extension.Bound(tuple(args[:-1]), packed, copies, limits, _warn, dense)
+
+
+NOT_REPACKED = (
+    "repacked weights were asked for (ARBLLM_REPACK, native.set_repack), but the instruction set in use has no kernels "
+    "for them (avx512vbmi has): weights are read as they are stored"
+)
 
 
 def _warn() -> None:

@@ -122,6 +122,49 @@ def forced_activations(name: str) -> Iterator[None]:
         set_activations(before)
 
 
+# ---- repacked copies
+
+_repack: bool | None = None  # None: not asked for yet
+
+
+def set_repack(on: bool | None) -> None:
+    """Choose whether layers keep a second copy of their weight, in the order in which it is multiplied fastest.
+
+    The copy is made by a layer's first product of few rows and takes as much memory again, a tenth or so more. What it
+    was made from is read by long prompts alone; of a mapped file those pages can go. A layer whose tensors are written
+    to makes a new one, tensors made under torch.inference_mode excepted, which do not count that. Every layout has
+    int8 then. Only instruction sets with lookups of 64 bytes take part (avx512vbmi); others read the weight as it is,
+    and a warning says so once. docs/cpu-kernels.md, "In tiles".
+
+    Args:
+        on: None goes back to the environment variable ARBLLM_REPACK ("1" or "0"), or to no copies.
+    """
+    global _repack
+    _repack = on
+
+
+def repack() -> bool:
+    """What is in force. Raises InputError if ARBLLM_REPACK is something else than 0 or 1."""
+    global _repack
+    if _repack is None:
+        value = os.environ.get("ARBLLM_REPACK") or "0"
+        if value not in ("0", "1"):
+            raise InputError(f"ARBLLM_REPACK: {value!r}; must be 0 or 1")
+        _repack = value == "1"
+    return _repack
+
+
+@contextmanager
+def forced_repack(on: bool) -> Iterator[None]:
+    """`set_repack(on)` for a with-block."""
+    before = repack()
+    set_repack(on)
+    try:
+        yield
+    finally:
+        set_repack(before)
+
+
 # ---- bit packing
 
 

@@ -32,6 +32,7 @@ DENSE_BATCHES = {
     ("four groups", True): ((3, 2, 2), (12, 9, 6)),
     ("four groups", False): ((3, 2, 2), (9, 6, 5)),
 }
+REPACKED_BATCHES = ((24, 16, 12), (96, 64, 40))
 NARROW = 2048  # columns
 PERMUTE = 6  # what a permuted entry of x costs, in entries of W
 TILE_WEIGHTS = 1 << 22  # weights per dequantized tile, 16 MB of float32: 2 and 4 times as many are slower, half as well
@@ -110,12 +111,14 @@ def native_weight(args: PackedArgs) -> Any:
     return extension.Weight(view(args))
 
 
-def dense_batches(packed: Any, cols: int) -> tuple[int, int, int]:
+def dense_batches(packed: Any, cols: int, repacked: bool = False) -> tuple[int, int, int]:
     """From how many rows of x on a native view of so many columns is dequantized: for one, two and three digits of x.
 
     Measured for 576 and 4,096 columns with avx512vbmi, avx512 and avx2, `bench/gemv.py --threshold`; where there is no
     dot product, between what is best for the last two.
     """
+    if repacked:
+        return REPACKED_BATCHES[cols >= NARROW]
     if not packed.covers_line and not packed.covers_sums:
         return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
     kind = "line" if packed.covers_line else "four groups" if packed.groups == 4 else "sums"
@@ -190,7 +193,7 @@ def _tiles(packed: Any, rows: int, cols: int, stored: bool, threads: int) -> Ite
 
 def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     cols, packed = args[-1][1], view(args)
-    digits = packed.digits_of(element(x.dtype), way())
+    digits = packed.digits_of(False, element(x.dtype), way())
     if x.numel() >= dense_batches(packed, cols)[digits - 1] * cols:
         return dense_product(x, args, packed)
     flat = _as_rows(x, cols, x.dtype if x.dtype in ELEMENTS else torch.float32)

@@ -3,6 +3,7 @@
     python bench/gemv.py [--shapes 4096x4096 576x576] [--batch 1 4] [--threads 1 2] [--json out.json]
     python bench/gemv.py --llama-bench PATH --gguf TQ2_0.gguf Q2_K.gguf    rows of llama.cpp beside it
     python bench/gemv.py --layouts --batch 1 --shapes 4096x4096            what else the format stores, not the presets
+    python bench/gemv.py --repack        rows of repacked weights beside those of weights as they are stored
     python bench/gemv.py --threshold     packed kernel against dequantize + BLAS, by batch
     python bench/gemv.py --overhead      microseconds per call of a 576 x 576 ARBLinear
 
@@ -70,6 +71,7 @@ WAYS = {
     "bf16 x": (torch.bfloat16, "exact", 0.003),  # half of a bfloat16's last bit is up to 0.4 %
     "int8": (torch.float32, "int8", 0.013),
 }
+REPACKED = ", repacked"  # after the name of a way
 
 
 @dataclass

@@ -140,14 +140,14 @@ PYBIND11_MODULE(_native, m) {
             w.counts = buffer(counts, counts_length);
             return w;
         }))
-        .def("digits_of", &arb::digits_of)
+        .def("digits_of", &arb::digits_of, py::arg("repacked"), py::arg("element"), py::arg("activations"))
         .def_readonly("groups", &arb::PackedView::groups)
         .def_property_readonly("covers_line", &arb::covers_line)
         .def_property_readonly("covers_sums", &arb::covers_sums);
 
     // A view and its plan, for as many calls as wanted.
     py::class_<arb::Weight>(m, "Weight")
-        .def(py::init<const arb::PackedView&>())
+        .def(py::init<const arb::PackedView&, bool>(), py::arg("view"), py::arg("repack") = false)
         .def_property_readonly("covers_int8", [](const arb::Weight& w) { return arb::covers_int8(w.view()); })
         .def("gemm", &gemm,
              "y = x W^T for contiguous x [batch, m], y [batch, n] of the same elements; returns the ISA that ran.");
@@ -182,6 +182,7 @@ PYBIND11_MODULE(_native, m) {
         return found;
     });
     m.def("active_isa", &active_isa);
+    m.def("repacks", &arb::repacks);
     m.def("set_isa", [](const std::optional<std::string>& name) {
         check_isa(arb::set_isa(name ? name->c_str() : nullptr), name);
     });

@@ -38,6 +38,7 @@ struct Torch {
     py::str method = intern("data_ptr");
     py::str dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu"), layout = intern("layout");
     py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad");
+    py::str version = intern("_version");
     py::str is_neg = intern("is_neg"), new_empty = intern("new_empty"), current_level = intern("_current_level");
 
     static py::object guards() { return py::module_::import("torch._C").attr("_dynamo").attr("guards"); }
@@ -83,20 +84,30 @@ bool product_alone(py::handle x) {
 // A native weight and the tensors it was made from, which it keeps alive.
 class Bound {
   public:
+    // `repack`: as for arb::Weight, which then is of no use once a tensor has been written to.
     // `limits`: how many rows of x are too many for the packed kernels, in one, two and three digits.
     // `dense(x)` is the product of so many. `not_covered` is called where int8 activations are asked for and the
     // product is exact all the same.
-    Bound(const py::tuple& tensors, const arb::PackedView& view, std::array<int64_t, 3> limits,
+    Bound(const py::tuple& tensors, const arb::PackedView& view, bool repack, std::array<int64_t, 3> limits,
           const py::object& not_covered, const py::object& dense)
-        : tensors_(tensors), weight_(view), limits_(limits), not_covered_(not_covered), dense_(dense) {
-        for (const py::handle tensor : tensors) addresses_.push_back(address(tensor));
+        : tensors_(tensors),
+          weight_(view, repack),
+          repack_(repack),
+          limits_(limits),
+          not_covered_(not_covered),
+          dense_(dense) {
+        for (const py::handle tensor : tensors) {
+            addresses_.push_back(address(tensor));
+            versions_.push_back(version(tensor));
+        }
         covers_int8_ = arb::covers_int8(view);
     }
 
     // x [..., m] times the transposed weight, [..., n] in the dtype of x. None where the general way has to be taken,
-    // NotImplemented where the first elements of `args` are no longer the same tensors at the same addresses.
-    py::object product(py::handle x, const py::tuple& args, bool int8, int64_t threads) {
-        if (!fits(args)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+    // NotImplemented where the first elements of `args` are no longer the same tensors at the same addresses, or
+    // `repack` is not what it was.
+    py::object product(py::handle x, const py::tuple& args, bool int8, int64_t threads, bool repack) {
+        if (repack != repack_ || !fits(args)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
         const Torch& t = torch();
         if (reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != t.tensor_type.ptr() || !product_alone(x))
             return py::none();
@@ -114,9 +125,10 @@ class Bound {
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         const auto element = is_float ? arb::Element::fp32 : is_bf16 ? arb::Element::bf16 : arb::Element::fp16;
         const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
-        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)]) return dense_(x);
+        const bool repacked = repack_ && arb::repacks();
+        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, repacked, element, activations) - 1)]) return dense_(x);
         const py::object y = empty_like_rows(x, dtype, shape, dims);
-        if (int8 && !covers_int8_) call(not_covered_);
+        if (int8 && !covers_int8_ && !repacked) call(not_covered_);
         gemm(weight_, from, element, batch, address(y), threads, activations);
         return y;
     }
@@ -154,13 +166,24 @@ class Bound {
             PyObject* const mine = PyTuple_GET_ITEM(tensors_.ptr(), static_cast<Py_ssize_t>(i));
             if (mine != PyTuple_GET_ITEM(args.ptr(), static_cast<Py_ssize_t>(i)) || address(mine) != addresses_[i])
                 return false;
+            if (repack_ && version(mine) != versions_[i]) return false;
         }
         return true;
     }
 
+    // How often a tensor has been written to. Those made under torch.inference_mode do not count that.
+    static int64_t version(py::handle tensor) {
+        if (tensor.is_none()) return 0;
+        PyObject* const count = PyObject_GetAttr(tensor.ptr(), torch().version.ptr());
+        if (count == nullptr) PyErr_Clear();
+        return count == nullptr ? 0 : PyLong_AsLongLong(py::reinterpret_steal<py::object>(count).ptr());
+    }
+
     py::tuple tensors_;
     std::vector<uintptr_t> addresses_;
+    std::vector<int64_t> versions_;
     arb::Weight weight_;
+    bool repack_;
     std::array<int64_t, 3> limits_;
     py::object not_covered_, dense_;
     bool covers_int8_;
@@ -170,7 +193,7 @@ class Bound {
 
 void register_direct(py::module_& m) {
     py::class_<Bound>(m, "Bound")
-        .def(py::init<const py::tuple&, const arb::PackedView&, std::array<int64_t, 3>, const py::object&,
+        .def(py::init<const py::tuple&, const arb::PackedView&, bool, std::array<int64_t, 3>, const py::object&,
                       const py::object&>())
         .def("product", &Bound::product)
         // Not copied, not pickled: a layer makes it anew.

@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 
+#include "aligned.h"
 #include "plan.h"
 #include "pool.h"
 
@@ -14,9 +15,11 @@ struct Plans {
     const Isa* isa;
     bool has_line;
     bool has_sums;
+    bool has_tiles;
     Plan exact;
     LinePlan line;
     SumsPlan sums;
+    TilesPlan tiles;
 };
 
 namespace {
@@ -64,26 +67,13 @@ Status multiply(const Kernels& kernels, const Job& job, const float* x, int64_t 
 
 // ---- in whole numbers, by line and by sums
 
-// Vectors that begin in one cache line and end in the next take twice as long to read.
-struct FreeAligned {
-    void operator()(void* p) const { operator delete[](p, std::align_val_t(64)); }
-};
+constexpr int64_t kRowsAtOnce = 64;  // rows of x that are prepared before the weight is read, at most
 
-template <typename T>
-using Aligned = std::unique_ptr<T[], FreeAligned>;
-
-template <typename T>
-Aligned<T> aligned(int64_t count) {
-    return Aligned<T>(new (std::align_val_t(64)) T[static_cast<size_t>(count)]);
-}
-
-constexpr int64_t kRowsAtOnce = 64;    // rows of x that are prepared before the weight is read
-constexpr int64_t kRowsPerPiece = 16;  // at least so many rows of the weight for a thread
-
-// Of both ways: rows of x as they are prepared, which lie behind one another, and how a piece of one is.
+// Of every way: rows of x as they are prepared, which lie behind one another, and how a piece of one is.
 struct ByLine {
     using Row = LineRow;
     static constexpr int64_t kTile = kLineTile, kExactTile = kExactLineTile;
+    static constexpr int64_t kRows = kRowsAtOnce, kRowsPerPiece = 16;  // of x; of the weight, at least, for a thread
     const LineKernels* kernels;
     const LineJob* job;
     Aligned<int8_t> digits;
@@ -112,7 +102,7 @@ struct ByLine {
         return Status::ok;
     }
 
-    int64_t scratch() const { return job->scratch; }
+    Aligned<unsigned char> scratch(int64_t, int64_t) const { return aligned<unsigned char>(job->scratch); }
 
   private:
     int8_t* digits_of(int64_t i, int64_t number) const { return digits.get() + i * number * job->line; }
@@ -124,6 +114,7 @@ struct ByLine {
 struct BySums {
     using Row = SumsRow;
     static constexpr int64_t kTile = kSumsTile, kExactTile = kSumsTile;
+    static constexpr int64_t kRows = kRowsAtOnce, kRowsPerPiece = 16;
     const SumsKernels* kernels;
     const SumsJob* job;
     Aligned<int8_t> digits;
@@ -149,7 +140,7 @@ struct BySums {
         const int64_t lines = i * number * job->lines * kernels->lanes;
         row = {digits.get() + 32 * lines, starts.get() + lines, units.get() + i * unit_count(),
                totals.get() + i * job->parts * 2 * kernels->lanes, 0.0};
-        row.unit = kernels->gather(*job, x, values.get() + i * value_count());
+        row.unit = kernels->gather(*job->weight, job->order, x, values.get() + i * value_count());
         return row.unit != 0.0;
     }
 
@@ -158,7 +149,46 @@ struct BySums {
         return Status::ok;
     }
 
-    int64_t scratch() const { return kSumsLines * kSumsPanel * job->room; }
+    Aligned<unsigned char> scratch(int64_t, int64_t) const {
+        return aligned<unsigned char>(kSumsLines * kSumsPanel * job->room);
+    }
+};
+
+struct InTiles {
+    using Row = TilesRow;
+    static constexpr int64_t kTile = 8, kExactTile = 8;
+    static constexpr int64_t kRows = 8, kRowsPerPiece = kTileRows;  // tables are as long as a part of the weight
+    const TilesKernels* kernels;
+    const SumsKernels* sums;
+    const TilesJob* job;
+    Aligned<int8_t> tables;
+    Aligned<float> units, values;
+
+    InTiles(const Isa& isa, const TilesJob& j, int64_t rows, int64_t number)
+        : kernels(isa.tiles),
+          sums(isa.sums),
+          job(&j),
+          tables(aligned<int8_t>(rows * number * j.tables * kPlaceTable)),
+          units(aligned<float>(rows * j.parts * j.kinds)),
+          values(aligned<float>(rows * value_count())) {}
+
+    int64_t value_count() const { return job->weight->cols + kUnit; }
+    int64_t pieces() const { return job->parts; }
+
+    bool begin(const float* x, int64_t i, int64_t number, Row& row) const {
+        row = {tables.get() + i * number * job->tables * kPlaceTable, units.get() + i * job->parts * job->kinds, 0.0};
+        row.unit = sums->gather(*job->weight, job->order, x, values.get() + i * value_count());
+        return row.unit != 0.0;
+    }
+
+    Status prepare(const float*, int64_t i, int64_t piece, int64_t number, Row& row, bool&) const {
+        kernels->prepare(*job, piece, values.get() + i * value_count(), number, row);
+        return Status::ok;
+    }
+
+    Aligned<float> scratch(int64_t rows, int64_t tile) const {
+        return aligned<float>(tile * (rows + kTileRows - 1) / kTileRows * kTileRows);
+    }
 };
 
 // Rows of x that several threads prepare: what concerns a row as a whole, then its pieces.
@@ -204,10 +234,9 @@ struct WholeTile {
 template <typename Way>
 Status multiply_whole_rows(void* context, int64_t begin, int64_t end) {
     const WholeTile<Way>& t = *static_cast<const WholeTile<Way>*>(context);
-    const Aligned<unsigned char> scratch(
-        new (std::align_val_t(64), std::nothrow) unsigned char[static_cast<size_t>(t.way->scratch())]);
-    if (scratch == nullptr) return Status::out_of_memory;
-    for (int64_t i = 0, tile = t.number == 1 ? Way::kTile : Way::kExactTile; i < t.count; i += tile) {
+    const int64_t most = t.number == 1 ? Way::kTile : Way::kExactTile;
+    const auto scratch = t.way->scratch(end - begin, std::min(most, t.count));
+    for (int64_t i = 0, tile = most; i < t.count; i += tile) {
         while (tile > t.count - i) tile /= 2;
         float* y[Way::kTile];
         for (int64_t row = 0; row < tile; ++row) y[row] = t.y + (i + row) * t.way->job->weight->rows;
@@ -221,8 +250,8 @@ template <typename Way>
 Status multiply_whole(const Way& way, const Plans& plans, int64_t number, const float* x, int64_t batch, float* y,
                       int64_t threads) {
     const PackedView& w = *way.job->weight;
-    for (int64_t first = 0; first < batch; first += kRowsAtOnce) {
-        const int64_t rows = std::min(batch - first, kRowsAtOnce);
+    for (int64_t first = 0; first < batch; first += Way::kRows) {
+        const int64_t rows = std::min(batch - first, Way::kRows);
         const int64_t useful = std::max<int64_t>(1, w.rows * w.cols * rows * number / kWholeWeightsPerThread);
         const int64_t workers = std::min(threads, useful);
         Preparation<Way> prepared{&way, x + first * w.cols, number, {}, {}};
@@ -231,7 +260,7 @@ Status multiply_whole(const Way& way, const Plans& plans, int64_t number, const 
         if (status != Status::ok) return status;
         status = parallel_for(rows * way.pieces(), 1, workers, Preparation<Way>::prepare_pieces, &prepared);
         if (status != Status::ok) return status;
-        status = parallel_for(w.rows, kRowsPerPiece, workers, multiply_whole_rows<Way>, &tile);
+        status = parallel_for(w.rows, Way::kRowsPerPiece, workers, multiply_whole_rows<Way>, &tile);
         for (int64_t i = 0; i < rows && status == Status::ok; ++i) {
             if (prepared.finite[i]) continue;
             status = multiply(*plans.isa->exact, plans.exact.job, prepared.row_of(i), 1, tile.y + i * w.rows, threads);
@@ -241,12 +270,17 @@ Status multiply_whole(const Way& way, const Plans& plans, int64_t number, const 
     return Status::ok;
 }
 
-Status make_plans(const PackedView& view, const Isa& isa, std::shared_ptr<const Plans>& made) {
+Status make_plans(const PackedView& view, bool repack, int64_t threads, const Isa& isa,
+                  std::shared_ptr<const Plans>& made) {
     const auto plans = std::make_shared<Plans>();
     plans->isa = &isa;
     if (const Status status = make_plan(view, *isa.exact, plans->exact); status != Status::ok) return status;
-    plans->has_line = covers_line(view);
-    plans->has_sums = !plans->has_line && covers_sums(view);
+    plans->has_tiles = repack && isa.tiles != nullptr;
+    plans->has_line = !plans->has_tiles && covers_line(view);
+    plans->has_sums = !plans->has_tiles && !plans->has_line && covers_sums(view);
+    if (plans->has_tiles) {
+        if (const Status status = make_tiles_plan(plans->exact, threads, plans->tiles); status != Status::ok) return status;
+    }
     if (plans->has_line) make_line_plan(plans->exact, *isa.line, plans->line);
     if (plans->has_sums) make_sums_plan(plans->exact, *isa.sums, plans->sums);
     made = plans;
@@ -254,7 +288,11 @@ Status make_plans(const PackedView& view, const Isa& isa, std::shared_ptr<const 
 }
 
 Status multiply_floats(const Plans& plans, int64_t number, const float* x, int64_t batch, float* y, int64_t threads) {
-    const int64_t rows = std::min(batch, kRowsAtOnce);
+    const int64_t rows = std::min(batch, plans.has_tiles ? InTiles::kRows : kRowsAtOnce);
+    if (plans.has_tiles) {
+        const InTiles way(*plans.isa, plans.tiles.job, rows, number);
+        return multiply_whole(way, plans, number, x, batch, y, threads);
+    }
     if (plans.has_line) {
         const ByLine way(*plans.isa->line, plans.line.job, rows, number);
         return multiply_whole(way, plans, number, x, batch, y, threads);
@@ -285,14 +323,19 @@ Status multiply_halves(const Plans& plans, int64_t number, const uint16_t* x, El
 
 }  // namespace
 
-int64_t digits_of(const PackedView& w, Element element, Activations activations) {
+bool repacks() {
+    const Isa* isa = nullptr;
+    return active_kernels(&isa) == Status::ok && isa->tiles != nullptr;
+}
+
+int64_t digits_of(const PackedView& w, bool repacked, Element element, Activations activations) {
     if (activations == Activations::int8) return 1;
-    return element == Element::bf16 || (element == Element::fp16 && !covers_line(w)) ? 2 : kMaxDigits;
+    return element == Element::bf16 || (element == Element::fp16 && (repacked || !covers_line(w))) ? 2 : kMaxDigits;
 }
 
 bool covers_int8(const PackedView& w) { return covers_line(w) || covers_sums(w); }
 
-Weight::Weight(const PackedView& view) : view_(view) {}
+Weight::Weight(const PackedView& view, bool repack) : view_(view), repack_(repack) {}
 Weight::~Weight() = default;
 
 Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int64_t threads, Activations activations,
@@ -306,11 +349,11 @@ Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int6
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             if (plans_ == nullptr || plans_->isa != isa) {
-                if (const Status status = make_plans(view_, *isa, plans_); status != Status::ok) return status;
+                if (const Status status = make_plans(view_, repack_, threads, *isa, plans_); status != Status::ok) return status;
             }
             plans = plans_;
         }
-        const int64_t number = digits_of(view_, element, activations);
+        const int64_t number = digits_of(view_, plans->has_tiles, element, activations);
         if (element == Element::fp32) {
             return multiply_floats(*plans, number, static_cast<const float*>(x), batch, static_cast<float*>(y),
                                    threads);

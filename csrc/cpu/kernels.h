@@ -81,6 +81,7 @@ extern const Kernels neon_kernels;
 #endif
 
 struct SolverKernels;  // solver_kernels.h
+struct TilesKernels;   // tiles.h
 
 // An instruction set: sets of kernels under one name.
 struct Isa {
@@ -88,6 +89,7 @@ struct Isa {
     const Kernels* exact;
     const LineKernels* line;
     const SumsKernels* sums;
+    const TilesKernels* tiles;  // null: has none
     const SolverKernels* solver;
 };
 

@@ -2,11 +2,14 @@
 // outside its bounds.
 #pragma once
 
+#include <array>
 #include <vector>
 
+#include "aligned.h"
 #include "kernels.h"
 #include "line.h"
 #include "sums.h"
+#include "tiles.h"
 
 namespace arb {
 
@@ -44,5 +47,16 @@ struct SumsPlan {
 
 // The plan of the product by sums of units, for a weight that make_plan and covers_sums (arb/gemm.h) accepted.
 void make_sums_plan(const Plan& exact, const SumsKernels& kernels, SumsPlan& plan);
+
+struct TilesPlan {
+    TilesJob job{};
+    std::vector<TilesPart> parts;
+    std::vector<std::array<float, 64>> factors;
+    int64_t code_bytes = 0;
+    Aligned<unsigned char> codes, scales;
+};
+
+// A copy of a weight that make_plan accepted, and the plan of its product.
+Status make_tiles_plan(const Plan& exact, int64_t threads, TilesPlan& plan);
 
 }  // namespace arb

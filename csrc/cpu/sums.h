@@ -143,7 +143,7 @@ struct SumsKernels {
 
     // x [m] in column order -> values [m + kUnit] in storage order, divided by p, which is returned. If x is not
     // finite, zeros, and 0.
-    double (*gather)(const SumsJob& job, const float* x, float* values);
+    double (*gather)(const PackedView& weight, const int32_t* order, const float* x, float* values);
 
     // Part `part` of a prepared row, from these values. Parts may be prepared at the same time.
     void (*prepare)(const SumsJob& job, int64_t part, const float* values, int64_t number, SumsRow& row);

@@ -24,10 +24,13 @@ bool covers_sums(const PackedView& weight);
 // Whether `int8` has kernels for this weight. Where it has none, gemm is exact whatever was asked for.
 bool covers_int8(const PackedView& weight);
 
+// Whether the instruction set in use multiplies by repacked weights (cpu/tiles.h), whatever their layout, exact and int8.
+bool repacks();
+
 // Into how many digits of 8 bits x is rounded where the product is computed in whole numbers: 1 for int8, else 3. Two
-// for bf16, and for fp16 by sums: an outlier takes digits from the columns that share its unit, and in the wide blocks
-// of the way by line that would show in the 11 bits of an fp16.
-int64_t digits_of(const PackedView& weight, Element element, Activations activations);
+// for bf16, and for fp16 by sums and by repacked weights: an outlier takes digits from the columns that share its unit,
+// and in the wide blocks of the way by line that would show in the 11 bits of an fp16.
+int64_t digits_of(const PackedView& weight, bool repacked, Element element, Activations activations);
 
 struct Plans;
 
@@ -35,7 +38,9 @@ struct Plans;
 // buffers must outlive it; `order` and `counts` must not change. Calls may come from several threads.
 class Weight {
   public:
-    explicit Weight(const PackedView& view);
+    // `repack`: the product is computed in a copy of the weight (cpu/tiles.h), which is made at the first call and does
+    // not see what is written to the buffers later; where the instruction set has kernels for it (repacks).
+    explicit Weight(const PackedView& view, bool repack = false);
     ~Weight();
     Weight(const Weight&) = delete;
     Weight& operator=(const Weight&) = delete;
@@ -50,6 +55,7 @@ class Weight {
 
   private:
     PackedView view_;
+    bool repack_;
     std::mutex mutex_;
     std::shared_ptr<const Plans> plans_;
 };

@@ -1,0 +1,246 @@
+"""Products by repacked weights (csrc/cpu/tiles.h): against float64, a plain version of their rounding, and each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_packed
+from test_sums import WAYS, ZONES, bound, same_bits
+
+from arbllm_kernels import direct, native, ops
+from arbllm_kernels.errors import InputError
+from arbllm_kernels.linear import ARBLinear, linear
+from arbllm_kernels.packed import PackedWeight
+
+# Tiles that are not full; parts and steps that are not; blocks of every kind, narrow ones and one of all columns.
+SHAPES = [(1, 1, 64), (31, 63, 128), (33, 65, 64), (3, 129, 128), (70, 576, 128), (4, 700, 256), (3, 300, 300)]
+SHAPES += [(17, 640, 100), (5, 90, 8), (3, 20, 1), (40, 2100, 1024), (2, 5000, 5000)]
+OPTIONS: list[dict[str, Any]] = [
+    {}, {"salient": 1.0}, {"salient": 0.0}, {"salient": 0.5}, {"mean": True, "salient": 0.1},
+    {"col_scale": False, "dtype": torch.float32}, {"shared": True, "coded": True, "ordered": True},
+]  # fmt: skip
+PART = 128
+
+
+@pytest.fixture(params=[name for name in ("avx512vbmi", "scalar") if native.available_isas().get(name)])
+def tile_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    with native.forced_isa(request.param):
+        yield request.param
+
+
+def weights(n: int, m: int, k: int) -> Iterator[PackedWeight]:
+    for (groups, salient_groups), order, options in itertools.product(ZONES, (1, 2), OPTIONS):
+        pw = random_packed(
+            n, m, k, groups=groups, salient_groups=salient_groups, salient_order=order, exponent=-3, **options
+        )
+        if pw.row_base is None:
+            pw.row_scale[::2].neg_()
+        pw.row_scale[n // 2 : n // 2 + 1] = 0
+        yield pw
+
+
+def run(pw: PackedWeight, x: torch.Tensor, int8: bool, threads: int = 1, repack: bool = True) -> torch.Tensor:
+    """In the dtype of x."""
+    y = torch.full((x.shape[0], pw.layout.rows), float("nan"), dtype=x.dtype)
+    weight = native.extension.Weight(ops.view(ops.packed_args(pw)), repack)
+    way = getattr(native.extension.Activations, "int8" if int8 else "exact")
+    weight.gemm(x.data_ptr(), ops.element(x.dtype), x.shape[0], y.data_ptr(), threads, way)
+    return y
+
+
+def rounded(values: torch.Tensor, codes: int, digits: int) -> torch.Tensor:
+    """Values [columns of a part] as whole numbers of their unit, times it, float64; operations as in the kernels."""
+    padded = torch.nn.functional.pad(values.abs(), (0, -len(values) % (4 * codes))).view(-1, codes, 4)
+    most = sum(padded.unbind(1)[1:], padded[:, 0]).max().clamp_min(2.0**-100)
+    whole = torch.tensor((127.0 if digits == 1 else 32767.0) - codes // 2)
+    return (values * (whole / most)).round().double() * (most / whole).double()
+
+
+def reference(pw: PackedWeight, x: torch.Tensor, digits: int) -> torch.Tensor:
+    """The product in one or two digits in float64, exact but for the last rounding: [batch, n]."""
+    lay, order, codes = pw.layout, pw.order.long(), 4 // pw.layout.groups
+    sign, group = pw._sign_bits.double() * 2 - 1, pw._group_index
+    second = pw._second_bits.double() * 2 - 1 if lay.salient_order == 2 else None
+    y, seen = torch.zeros(x.shape[0], lay.rows, dtype=torch.float64), 0
+    unit = 2.0 ** x.abs().amax(1).log2().floor()  # what x is divided by moves no digit
+    for b, count in enumerate(pw.salient_counts.tolist()):
+        start, stop = b * lay.block_size, min((b + 1) * lay.block_size, lay.cols)
+        for first in range(start, stop, PART):
+            cols = slice(first, min(first + PART, stop))
+            salient = torch.arange(cols.start, cols.stop) < start + count
+            own, here = x[:, order[cols]] / unit[:, None], int(salient.sum())
+            for is_salient, groups in ((False, lay.groups), (True, lay.salient_groups)):
+                kept = salient if is_salient else ~salient
+                for g in range(groups):
+                    member = kept & ((group[:, cols] == g) if groups > 1 else torch.tensor(True))
+                    scale = None if pw.col_scale is None else pw.col_scale.float()[min(g, len(pw.col_scale) - 1), cols]
+                    kind = g * lay.salient_order if is_salient else lay.salient_scales + g
+                    terms = [(scale, sign[:, cols], pw.row_scale[:, b, kind])]
+                    if is_salient and second is not None:
+                        at = slice(seen, seen + here)
+                        signs, scale2 = torch.zeros_like(sign[:, cols]), scale
+                        signs[:, :here] = second[:, at]
+                        if pw.col_scale2 is not None:
+                            scale2 = torch.zeros(cols.stop - cols.start)
+                            scale2[:here] = pw.col_scale2.float()[g, at]
+                        terms.append((scale2, signs, pw.row_scale[:, b, kind + 1]))
+                    if pw.mean is not None:
+                        mean = pw.mean[:, b, g if is_salient else lay.salient_groups + g]
+                        terms.append((None, torch.ones_like(sign[:, cols]), mean))
+                    for factor, signs, level in terms:
+                        for t in range(len(x)):
+                            values = (own[t] if factor is None else own[t] * factor) * kept
+                            q = rounded(values, codes, digits)
+                            y[t] += level.double() * ((member * signs) @ q) * unit[t].double()
+            seen += here
+    base = torch.ones(lay.rows) if pw.row_base is None else pw.row_base.float()
+    return y * (base * 2.0**lay.exponent).double()
+
+
+def slack(pw: PackedWeight, x: torch.Tensor, digits: bool) -> torch.Tensor:
+    """As test_sums.bound, for sums of floats one after the other."""
+    parts = sum(-(-min(pw.layout.block_size, pw.layout.cols - s) // PART) for s in range(0, pw.layout.cols, pw.layout.block_size))
+    return bound(pw, x, digits) * (2 + parts * 20 / 16 if digits else 4 + parts * 20 / 8)
+
+
+@pytest.mark.parametrize("n,m,k", SHAPES)
+def test_products_equal_their_definition(tile_isa: str, n: int, m: int, k: int) -> None:
+    for pw in weights(n, m, k):
+        x = torch.randn(2, m)
+        dense = pw.dequantize().double().T
+        off = (run(pw, x, False).double() - x.double() @ dense).abs()
+        assert bool((off <= slack(pw, x, True)).all()), pw.layout
+        off = (run(pw, x, True).double() - reference(pw, x, 1)).abs()
+        assert bool((off <= slack(pw, x, False)).all()), pw.layout
+        half = x.half()
+        expected = reference(pw, half.float(), 2)
+        off, rounding = (run(pw, half, False).double() - expected).abs(), 2.0**-11 * expected.abs() + 2.0**-25
+        assert bool((off <= slack(pw, half, False) + rounding).all()), pw.layout
+
+
+@pytest.mark.parametrize("n,m,k", SHAPES)
+def test_instruction_sets_give_the_same_bits(tile_isa: str, n: int, m: int, k: int) -> None:
+    for pw in weights(n, m, k):
+        for dtype, int8 in WAYS:
+            x = torch.randn(3, m, dtype=dtype)
+            got = run(pw, x, int8)
+            with native.forced_isa("scalar"):
+                assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 5, 19])
+def test_rows_do_not_depend_on_batch_or_threads(tile_isa: str, batch: int) -> None:
+    pw = random_packed(2101, 1400, 128)  # more tiles than meet several rows of x at once
+    for dtype, int8 in WAYS:
+        x = torch.randn(batch, 1400, dtype=dtype)
+        together = run(pw, x, int8, threads=3)
+        for i in range(0, batch, 4):
+            assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1], int8))
+
+
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_largest_sums(tile_isa: str, groups: int, plus: bool, last: bool) -> None:
+    """All signs and groups alike, and x that add up to the largest numbers in every byte."""
+    pw = random_packed(2, 1024, groups=groups, salient_groups=groups, salient=0.3)
+    pw.sign.fill_(-1 if plus else 0)
+    pw.second.fill_(-1 if plus else 0)
+    pw.group.fill_(-1 if last else 0)
+    assert pw.col_scale is not None and pw.col_scale2 is not None
+    pw.col_scale.fill_(1)
+    pw.col_scale2.fill_(1)
+    dense = pw.dequantize().double().T
+    for value in (1.0, -1.0, 1 - 2.0**-23, 0.5):
+        x = torch.full((1, 1024), value)
+        for dtype, int8 in WAYS:
+            own = x.to(dtype)
+            exact = own.double() @ dense
+            got = run(pw, own, int8).double()
+            assert bool(((got - exact).abs() <= 0.01 * exact.abs().max()).all())
+            with native.forced_isa("scalar"):
+                assert torch.equal(got, run(pw, own, int8).double())
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 1e38])
+def test_huge_and_tiny_x(tile_isa: str, size: float) -> None:
+    pw = random_packed(8, 300, 128, exponent=-6)
+    x = torch.rand(1, 300) * size
+    exact = x.double() @ pw.dequantize().double().T
+    subnormal = 2.0**-149  # y has no finer steps
+    assert bool(((run(pw, x, False).double() - exact).abs() <= slack(pw, x, True) + subnormal).all())
+    assert bool((run(pw, x, True).double() - exact).norm() <= 0.02 * exact.norm() + 8 * subnormal)
+    assert bool((run(pw, torch.zeros(1, 300), False) == 0).all())
+
+
+@pytest.mark.parametrize("salient", [0.0, 0.4, 1.0])
+def test_error_of_random_weights_is_below_one_percent(tile_isa: str, salient: float) -> None:
+    for k, shared in itertools.product((64, 128, 1024), (False, True)):
+        pw = random_packed(64, 1024, k, salient=salient, shared=shared, coded=shared)
+        x = torch.randn(4, 1024)
+        exact = x.double() @ pw.dequantize().double().T
+        error = (run(pw, x, True).double() - exact).norm() / exact.norm()
+        assert 1e-4 < float(error) < 0.012, (k, float(error))
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone(tile_isa: str) -> None:
+    pw = random_packed(8, 300, 128)
+    for dtype, int8 in WAYS:
+        x = torch.randn(5, 300, dtype=dtype)
+        before = run(pw, x, int8)
+        x[1, 7], x[3, 299] = float("inf"), float("nan")
+        got = run(pw, x, int8)
+        assert torch.equal(got[::2], before[::2]) and bool((~got[1::2].isfinite()).all())
+        assert bool(got[3].isnan().all())
+
+
+def test_layers_follow_the_setting_and_their_tensors(tile_isa: str) -> None:
+    pw, x = random_packed(40, 300, 64), torch.randn(1, 300)
+    layer = ARBLinear(pw)
+    stored, copied = run(pw, x, False, repack=False), run(pw, x, False)
+    assert not torch.equal(stored, copied)  # sums in another order
+    torch.testing.assert_close(stored, copied, rtol=1e-4, atol=1e-3)
+    assert torch.equal(layer(x), stored)
+    with native.forced_repack(True):
+        assert torch.equal(layer(x), copied) and torch.equal(linear(x, pw), copied)
+        layer.row_scale.mul_(2)  # in place: the copy is made again
+        assert torch.equal(layer(x), run(pw, x, False)) and not torch.equal(layer(x), copied)
+        other = ARBLinear(random_packed(40, 300, 64))
+        other.sign.bitwise_not_()
+        layer.load_state_dict(other.state_dict())
+        assert torch.equal(layer(x), other(x))
+        many = x.repeat(ops.dense_batches(ops.view(ops.packed_args(pw)), 300, True)[2], 1)
+        torch.testing.assert_close(layer(many)[:1], other(x), rtol=1e-4, atol=1e-3)  # dequantized
+        with native.forced_activations("int8"):
+            narrow = random_packed(8, 300, 32)  # reads int8 as a copy alone
+            assert torch.equal(linear(x, narrow), run(narrow, x, True))
+    assert torch.equal(layer(x), run(pw, x, False, repack=False))
+
+
+def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.set_repack(None)
+    monkeypatch.delenv("ARBLLM_REPACK", raising=False)
+    assert native.repack() is False
+    native.set_repack(None)
+    monkeypatch.setenv("ARBLLM_REPACK", "1")
+    assert native.repack() is True
+    native.set_repack(None)
+    monkeypatch.setenv("ARBLLM_REPACK", "yes")
+    with pytest.raises(InputError, match="ARBLLM_REPACK: 'yes'; must be 0 or 1"):
+        native.repack()
+    monkeypatch.delenv("ARBLLM_REPACK")
+    assert native.repack() is False
+
+
+@pytest.mark.skipif(not native.available_isas().get("avx2"), reason="no instruction set without kernels here")
+def test_an_instruction_set_without_kernels_says_so() -> None:
+    pw, x = random_packed(8, 300, 128), torch.randn(1, 300)
+    with native.forced_isa("avx2"):
+        expected = linear(x, pw)
+        with native.forced_repack(True), pytest.warns(UserWarning, match="has no kernels for them"):
+            y = direct.product(x, ops.packed_args(pw), None)[0]
+        assert y is not None and torch.equal(y, expected)
