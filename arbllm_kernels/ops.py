@@ -117,7 +117,7 @@ def dense_batches(packed: Any, cols: int, repacked: bool = False) -> tuple[int, 
     Measured for 576 and 4,096 columns with avx512vbmi, avx512 and avx2, `bench/gemv.py --threshold`; where there is no
     dot product, between what is best for the last two.
     """
-    if repacked:
+    if repacked and not packed.covers_line:
         return REPACKED_BATCHES[cols >= NARROW]
     if not packed.covers_line and not packed.covers_sums:
         return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
@@ -193,7 +193,7 @@ def _tiles(packed: Any, rows: int, cols: int, stored: bool, threads: int) -> Ite
 
 def _linear_cpu(x: Tensor, *args: Any) -> Tensor:
     cols, packed = args[-1][1], view(args)
-    digits = packed.digits_of(False, element(x.dtype), way())
+    digits = packed.digits_of(element(x.dtype), way())
     if x.numel() >= dense_batches(packed, cols)[digits - 1] * cols:
         return dense_product(x, args, packed)
     flat = _as_rows(x, cols, x.dtype if x.dtype in ELEMENTS else torch.float32)

@@ -140,7 +140,7 @@ PYBIND11_MODULE(_native, m) {
             w.counts = buffer(counts, counts_length);
             return w;
         }))
-        .def("digits_of", &arb::digits_of, py::arg("repacked"), py::arg("element"), py::arg("activations"))
+        .def("digits_of", &arb::digits_of)
         .def_readonly("groups", &arb::PackedView::groups)
         .def_property_readonly("covers_line", &arb::covers_line)
         .def_property_readonly("covers_sums", &arb::covers_sums);

@@ -125,10 +125,9 @@ class Bound {
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         const auto element = is_float ? arb::Element::fp32 : is_bf16 ? arb::Element::bf16 : arb::Element::fp16;
         const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
-        const bool repacked = repack_ && arb::repacks();
-        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, repacked, element, activations) - 1)]) return dense_(x);
+        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)]) return dense_(x);
         const py::object y = empty_like_rows(x, dtype, shape, dims);
-        if (int8 && !covers_int8_ && !repacked) call(not_covered_);
+        if (int8 && !covers_int8_ && !(repack_ && arb::repacks())) call(not_covered_);
         gemm(weight_, from, element, batch, address(y), threads, activations);
         return y;
     }

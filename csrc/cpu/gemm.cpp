@@ -67,13 +67,14 @@ Status multiply(const Kernels& kernels, const Job& job, const float* x, int64_t 
 
 // ---- in whole numbers, by line and by sums
 
-constexpr int64_t kRowsAtOnce = 64;  // rows of x that are prepared before the weight is read, at most
+constexpr int64_t kRowsAtOnce = 64;    // rows of x that are prepared before the weight is read, at most
+constexpr int64_t kRowsPerPiece = 16;  // at least so many rows of the weight for a thread
 
 // Of every way: rows of x as they are prepared, which lie behind one another, and how a piece of one is.
 struct ByLine {
     using Row = LineRow;
     static constexpr int64_t kTile = kLineTile, kExactTile = kExactLineTile;
-    static constexpr int64_t kRows = kRowsAtOnce, kRowsPerPiece = 16;  // of x; of the weight, at least, for a thread
+    static constexpr int64_t kRows = kRowsAtOnce;
     const LineKernels* kernels;
     const LineJob* job;
     Aligned<int8_t> digits;
@@ -102,7 +103,12 @@ struct ByLine {
         return Status::ok;
     }
 
-    Aligned<unsigned char> scratch(int64_t, int64_t) const { return aligned<unsigned char>(job->scratch); }
+    void multiply(const LineRow* x, int64_t tile, int64_t number, int64_t begin, int64_t end, unsigned char* scratch,
+                  float* const* y) const {
+        kernels->multiply(*job, x, tile, number, begin, end, scratch, y);
+    }
+    int64_t scratch() const { return job->scratch; }
+    int64_t rows_per_piece(int64_t) const { return kRowsPerPiece; }
 
   private:
     int8_t* digits_of(int64_t i, int64_t number) const { return digits.get() + i * number * job->line; }
@@ -114,7 +120,7 @@ struct ByLine {
 struct BySums {
     using Row = SumsRow;
     static constexpr int64_t kTile = kSumsTile, kExactTile = kSumsTile;
-    static constexpr int64_t kRows = kRowsAtOnce, kRowsPerPiece = 16;
+    static constexpr int64_t kRows = kRowsAtOnce;
     const SumsKernels* kernels;
     const SumsJob* job;
     Aligned<int8_t> digits;
@@ -149,15 +155,18 @@ struct BySums {
         return Status::ok;
     }
 
-    Aligned<unsigned char> scratch(int64_t, int64_t) const {
-        return aligned<unsigned char>(kSumsLines * kSumsPanel * job->room);
+    void multiply(const SumsRow* x, int64_t tile, int64_t number, int64_t begin, int64_t end, unsigned char* scratch,
+                  float* const* y) const {
+        kernels->multiply(*job, x, tile, number, begin, end, scratch, y);
     }
+    int64_t scratch() const { return kSumsLines * kSumsPanel * job->room; }
+    int64_t rows_per_piece(int64_t) const { return kRowsPerPiece; }
 };
 
 struct InTiles {
     using Row = TilesRow;
-    static constexpr int64_t kTile = 8, kExactTile = 8;
-    static constexpr int64_t kRows = 8, kRowsPerPiece = kTileRows;  // tables are as long as a part of the weight
+    static constexpr int64_t kTile = kTilesRows, kExactTile = kTilesRows;
+    static constexpr int64_t kRows = kTilesRows;  // tables of more would fill the cache
     const TilesKernels* kernels;
     const SumsKernels* sums;
     const TilesJob* job;
@@ -186,8 +195,15 @@ struct InTiles {
         return Status::ok;
     }
 
-    Aligned<float> scratch(int64_t rows, int64_t tile) const {
-        return aligned<float>(tile * (rows + kTileRows - 1) / kTileRows * kTileRows);
+    void multiply(const TilesRow* x, int64_t tile, int64_t number, int64_t begin, int64_t end, unsigned char*,
+                  float* const* y) const {
+        kernels->multiply(*job, x, tile, number, begin, end, y);
+    }
+    int64_t scratch() const { return 0; }
+
+    // A panel, which lies in one piece, if there is one for every thread.
+    int64_t rows_per_piece(int64_t threads) const {
+        return std::clamp<int64_t>(job->tiles / threads, 1, kPanelTiles) * kTileRows;
     }
 };
 
@@ -234,13 +250,14 @@ struct WholeTile {
 template <typename Way>
 Status multiply_whole_rows(void* context, int64_t begin, int64_t end) {
     const WholeTile<Way>& t = *static_cast<const WholeTile<Way>*>(context);
-    const int64_t most = t.number == 1 ? Way::kTile : Way::kExactTile;
-    const auto scratch = t.way->scratch(end - begin, std::min(most, t.count));
-    for (int64_t i = 0, tile = most; i < t.count; i += tile) {
+    const Aligned<unsigned char> scratch(
+        new (std::align_val_t(64), std::nothrow) unsigned char[static_cast<size_t>(t.way->scratch())]);
+    if (scratch == nullptr) return Status::out_of_memory;
+    for (int64_t i = 0, tile = t.number == 1 ? Way::kTile : Way::kExactTile; i < t.count; i += tile) {
         while (tile > t.count - i) tile /= 2;
         float* y[Way::kTile];
         for (int64_t row = 0; row < tile; ++row) y[row] = t.y + (i + row) * t.way->job->weight->rows;
-        t.way->kernels->multiply(*t.way->job, t.x + i, tile, t.number, begin, end, scratch.get(), y);
+        t.way->multiply(t.x + i, tile, t.number, begin, end, scratch.get(), y);
     }
     return Status::ok;
 }
@@ -260,7 +277,7 @@ Status multiply_whole(const Way& way, const Plans& plans, int64_t number, const 
         if (status != Status::ok) return status;
         status = parallel_for(rows * way.pieces(), 1, workers, Preparation<Way>::prepare_pieces, &prepared);
         if (status != Status::ok) return status;
-        status = parallel_for(w.rows, Way::kRowsPerPiece, workers, multiply_whole_rows<Way>, &tile);
+        status = parallel_for(w.rows, way.rows_per_piece(workers), workers, multiply_whole_rows<Way>, &tile);
         for (int64_t i = 0; i < rows && status == Status::ok; ++i) {
             if (prepared.finite[i]) continue;
             status = multiply(*plans.isa->exact, plans.exact.job, prepared.row_of(i), 1, tile.y + i * w.rows, threads);
@@ -275,11 +292,12 @@ Status make_plans(const PackedView& view, bool repack, int64_t threads, const Is
     const auto plans = std::make_shared<Plans>();
     plans->isa = &isa;
     if (const Status status = make_plan(view, *isa.exact, plans->exact); status != Status::ok) return status;
-    plans->has_tiles = repack && isa.tiles != nullptr;
-    plans->has_line = !plans->has_tiles && covers_line(view);
+    plans->has_line = covers_line(view);
+    plans->has_tiles = repack && isa.tiles != nullptr && !plans->has_line;
     plans->has_sums = !plans->has_tiles && !plans->has_line && covers_sums(view);
     if (plans->has_tiles) {
-        if (const Status status = make_tiles_plan(plans->exact, threads, plans->tiles); status != Status::ok) return status;
+        if (const Status status = make_tiles_plan(plans->exact, threads, plans->tiles); status != Status::ok)
+            return status;
     }
     if (plans->has_line) make_line_plan(plans->exact, *isa.line, plans->line);
     if (plans->has_sums) make_sums_plan(plans->exact, *isa.sums, plans->sums);
@@ -328,9 +346,9 @@ bool repacks() {
     return active_kernels(&isa) == Status::ok && isa->tiles != nullptr;
 }
 
-int64_t digits_of(const PackedView& w, bool repacked, Element element, Activations activations) {
+int64_t digits_of(const PackedView& w, Element element, Activations activations) {
     if (activations == Activations::int8) return 1;
-    return element == Element::bf16 || (element == Element::fp16 && (repacked || !covers_line(w))) ? 2 : kMaxDigits;
+    return element == Element::bf16 || (element == Element::fp16 && !covers_line(w)) ? 2 : kMaxDigits;
 }
 
 bool covers_int8(const PackedView& w) { return covers_line(w) || covers_sums(w); }
@@ -349,11 +367,12 @@ Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int6
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             if (plans_ == nullptr || plans_->isa != isa) {
-                if (const Status status = make_plans(view_, repack_, threads, *isa, plans_); status != Status::ok) return status;
+                if (const Status status = make_plans(view_, repack_, threads, *isa, plans_); status != Status::ok)
+                    return status;
             }
             plans = plans_;
         }
-        const int64_t number = digits_of(view_, plans->has_tiles, element, activations);
+        const int64_t number = digits_of(view_, element, activations);
         if (element == Element::fp32) {
             return multiply_floats(*plans, number, static_cast<const float*>(x), batch, static_cast<float*>(y),
                                    threads);

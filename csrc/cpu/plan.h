@@ -2,7 +2,6 @@
 // outside its bounds.
 #pragma once
 
-#include <array>
 #include <vector>
 
 #include "aligned.h"
@@ -51,9 +50,7 @@ void make_sums_plan(const Plan& exact, const SumsKernels& kernels, SumsPlan& pla
 struct TilesPlan {
     TilesJob job{};
     std::vector<TilesPart> parts;
-    std::vector<std::array<float, 64>> factors;
-    int64_t code_bytes = 0;
-    Aligned<unsigned char> codes, scales;
+    LargeBytes copy;
 };
 
 // A copy of a weight that make_plan accepted, and the plan of its product.

@@ -29,8 +29,12 @@ class Repacking {
     static Status run(void* context, int64_t begin, int64_t end) {
         const Repacking& r = *static_cast<const Repacking*>(context);
         for (int64_t tile = begin; tile < end; ++tile) {
-            for (int64_t q = 0; q < r.plan_.job.parts; ++q) r.copy_codes(r.plan_.job.part[q], tile);
-            for (int64_t b = 0; b < r.exact_.blocks; ++b) r.copy_scales(b, tile);
+            for (const TilesPart& part : r.plan_.parts) {
+                unsigned char* const out = r.plan_.copy.get() + tile_offset(r.plan_.job, part, tile);
+                std::memset(out, 0, static_cast<size_t>(part.bytes));
+                r.copy_codes(part, tile, out);
+                if (&part == &r.plan_.parts[static_cast<size_t>(part.lead)]) r.copy_scales(part, tile, out);
+            }
         }
         return Status::ok;
     }
@@ -54,11 +58,9 @@ class Repacking {
 
     static void store(unsigned char* to, uint32_t word) { std::memcpy(to, &word, 4); }
 
-    void copy_codes(const TilesPart& part, int64_t tile) const {
+    void copy_codes(const TilesPart& part, int64_t tile, unsigned char* out) const {
         const TilesJob& job = plan_.job;
         const int64_t columns = 32 / job.code_bits, plane = exact_.words * 8;  // of a step; bytes of a plane's row
-        unsigned char* const out = plan_.codes.get() + part.at + tile * part.bytes;
-        std::memset(out, 0, static_cast<size_t>(part.bytes));
         const auto* const sign = static_cast<const unsigned char*>(w_.sign.data);
         const auto* const group = static_cast<const unsigned char*>(w_.group.data);
         const auto* const second = static_cast<const unsigned char*>(w_.second.data);
@@ -72,9 +74,10 @@ class Repacking {
                 }
                 store(out + c / columns * kStepBytes + 4 * r, word);
             }
-            for (int64_t c = 0; part.second < part.bytes && c < part.salient; c += columns) {
+            for (int64_t c = 0; part.second < part.scales && c < part.salient; c += columns) {
                 const int64_t at = row * exact_.salient_columns + part.before + c;
-                const uint32_t word = spread(bits(second, w_.second.length * 4, at, std::min(columns, part.salient - c)));
+                const uint32_t word =
+                    spread(bits(second, w_.second.length * 4, at, std::min(columns, part.salient - c)));
                 unsigned char* const step = out + part.second + c / columns * (job.code_bits > 1 ? 64 : 128);
                 if (job.code_bits == 1) {
                     store(step + 4 * r, word);
@@ -97,16 +100,15 @@ class Repacking {
         return static_cast<uint16_t>((15 + exponent) << 10 | (number << (10 - exponent) & 0x3ff));
     }
 
-    // `count` kinds of a block and tile, of which the first is `kind`, of [rows, blocks, count] scales.
-    void copy_kinds(const Buffer& buffer, ScaleType type, int64_t count, int64_t kind, int64_t block, int64_t tile) const {
-        const TilesJob& job = plan_.job;
-        const int64_t size = size_of(type), out_size = job.halves ? 2 : 4;
+    // `count` kinds of a block and tile, from `out` on, of [rows, blocks, count] scales.
+    void copy_kinds(const Buffer& buffer, ScaleType type, int64_t count, int64_t block, int64_t tile,
+                    unsigned char* out) const {
+        const int64_t size = size_of(type), out_size = plan_.job.halves ? 2 : 4;
         const auto* const from = static_cast<const unsigned char*>(buffer.data);
-        unsigned char* const out = plan_.scales.get() + (block * job.tiles + tile) * job.kinds * kTileRows * out_size;
         for (int64_t r = 0; r < std::min(kTileRows, w_.rows - tile * kTileRows); ++r) {
             const unsigned char* const row = from + ((tile * kTileRows + r) * exact_.blocks + block) * count * size;
             for (int64_t k = 0; k < count; ++k) {
-                unsigned char* const to = out + ((kind + k) * kTileRows + r) * out_size;
+                unsigned char* const to = out + (k * kTileRows + r) * out_size;
                 if (type == ScaleType::u8) {
                     const uint16_t half = half_of(row[k]);
                     std::memcpy(to, &half, 2);
@@ -117,13 +119,13 @@ class Repacking {
         }
     }
 
-    void copy_scales(int64_t block, int64_t tile) const {
-        const TilesJob& job = plan_.job;
-        const int64_t bytes = job.kinds * kTileRows * (job.halves ? 2 : 4);
-        std::memset(plan_.scales.get() + (block * job.tiles + tile) * bytes, 0, static_cast<size_t>(bytes));
+    void copy_scales(const TilesPart& part, int64_t tile, unsigned char* out) const {
         const int64_t scales = exact_.row_scales / exact_.blocks, means = exact_.means / exact_.blocks;
-        copy_kinds(w_.row_scale, w_.row_scale_type, scales, 0, block, tile);
-        if (means > 0) copy_kinds(w_.mean, w_.scale_type, means, scales, block, tile);
+        unsigned char* const to = out + part.scales;
+        copy_kinds(w_.row_scale, w_.row_scale_type, scales, part.block, tile, to);
+        if (means == 0) return;
+        copy_kinds(w_.mean, w_.scale_type, means, part.block, tile,
+                   to + scales * kTileRows * (plan_.job.halves ? 2 : 4));
     }
 
     const PackedView& w_;
@@ -132,18 +134,17 @@ class Repacking {
     std::array<uint32_t, 256> spread_;
 };
 
-// What the X of every code of a nibble counts: of those of `group` (all, if it is negative) their sign, for means 1.
-const float* add_factors(int64_t code_bits, int64_t group, bool mean, TilesPlan& plan) {
-    plan.factors.emplace_back();
-    float* const factors = plan.factors.back().data();
+// For which nibbles the X of every code counts: of those of `group` (all, if it is negative) by their sign, for means
+// as it is.
+void add_counted(int64_t code_bits, int64_t group, bool mean, TilesTerm& term) {
     for (int64_t c = 0; c < 4 / code_bits; ++c) {
-        for (int64_t nibble = 0; nibble < 16; ++nibble) {
-            const int64_t code = nibble >> (c * code_bits) & ((1 << code_bits) - 1);
-            const float own = mean || code % 2 != 0 ? 1.0f : -1.0f;
-            factors[16 * c + nibble] = group < 0 || code / 2 == group ? own : 0.0f;
+        for (uint32_t nibble = 0; nibble < 16; ++nibble) {
+            const uint32_t code = nibble >> (c * code_bits) & ((1u << code_bits) - 1);
+            if (group >= 0 && code / 2 != group) continue;
+            uint16_t& bits = mean || code % 2 != 0 ? term.plus[c] : term.minus[c];
+            bits = static_cast<uint16_t>(bits | 1u << nibble);
         }
     }
-    return factors;
 }
 
 void add_passes(const Plan& exact, TilesPlan& plan) {
@@ -151,14 +152,14 @@ void add_passes(const Plan& exact, TilesPlan& plan) {
     const PackedView& w = *job.weight;
     const bool scaled = w.col_scale.data != nullptr, own = scaled && w.shared_columns == 0;
     const int64_t scales = exact.job.row_scales / exact.job.blocks;
-    plan.factors.reserve(3 * kMostTileTerms);  // pointers into it stay
     const auto add = [&](bool salient, bool second, int64_t groups, int64_t first, int64_t step, int64_t mean) {
         TilesPass& pass = job.pass[job.passes++];
         pass = {salient, second, 0, {}};
         const auto add_term = [&](int64_t kind, bool is_mean, int64_t g) {
             const int64_t plane = is_mean || !scaled ? 0 : second && own ? 2 : 1;
-            const float* const factors = add_factors(job.code_bits, groups == 1 ? -1 : g, is_mean, plan);
-            pass.term[pass.terms++] = {kind, plane, own && !is_mean ? g : 0, factors};
+            TilesTerm& term = pass.term[pass.terms++];
+            term = {kind, plane, own && !is_mean ? g : 0, {}, {}};
+            add_counted(job.code_bits, groups == 1 ? -1 : g, is_mean, term);
         };
         for (int64_t g = 0; g < groups; ++g) add_term(first + g * step, false, g);
         for (int64_t g = 0; g < groups && exact.job.means > 0 && !second; ++g) add_term(scales + mean + g, true, g);
@@ -173,13 +174,15 @@ void add_parts(const Plan& exact, TilesPlan& plan) {
     TilesJob& job = plan.job;
     const PackedView& w = *job.weight;
     const int64_t nibble = 16 / job.code_bits, step = 2 * nibble;  // columns
-    int64_t before = 0, at = 0;
+    const int64_t scale_bytes = job.kinds * kTileRows * (job.halves ? 2 : 4);
+    int64_t before = 0;
     std::vector<int64_t> salient(static_cast<size_t>(exact.job.blocks));
     for (const Run& run : exact.runs) {
         if (run.salient) salient[static_cast<size_t>(run.block)] = run.length;
     }
     for (int64_t b = 0; b < exact.job.blocks; ++b) {
         const int64_t start = b * w.block_size, end = std::min(start + w.block_size, w.cols);
+        const int64_t lead = static_cast<int64_t>(plan.parts.size());
         for (int64_t first = start; first < end; first += kTilePart) {
             TilesPart part{};
             part.first = first;
@@ -187,10 +190,12 @@ void add_parts(const Plan& exact, TilesPlan& plan) {
             part.salient = std::clamp<int64_t>(start + salient[static_cast<size_t>(b)] - first, 0, part.columns);
             part.before = before;
             part.block = b;
-            part.at = at;
+            part.lead = lead;
+            part.at = job.tile_bytes;
             part.second = divide_up(part.columns, step) * kStepBytes;
-            part.bytes = part.second;
-            if (w.salient_order == 2) part.bytes += divide_up(part.salient, step) * (job.code_bits > 1 ? 64 : 128);
+            part.scales = part.second;
+            if (w.salient_order == 2) part.scales += divide_up(part.salient, step) * (job.code_bits > 1 ? 64 : 128);
+            part.bytes = part.scales + (first == start ? scale_bytes : 0);
             part.table = job.tables;
             for (int64_t p = 0; p < job.passes; ++p) {
                 const bool others = !job.pass[p].salient;
@@ -200,13 +205,12 @@ void add_parts(const Plan& exact, TilesPlan& plan) {
                 job.tables += (part.to[p] - part.from[p]) * job.pass[p].terms;
             }
             before += part.salient;
-            at += part.bytes * job.tiles;
+            job.tile_bytes += part.bytes;
             plan.parts.push_back(part);
         }
     }
     job.part = plan.parts.data();
     job.parts = static_cast<int64_t>(plan.parts.size());
-    plan.code_bytes = at;
 }
 
 }  // namespace
@@ -224,11 +228,8 @@ Status make_tiles_plan(const Plan& exact, int64_t threads, TilesPlan& plan) {
     job.factor = exact.job.factor;
     add_passes(exact, plan);
     add_parts(exact, plan);
-    const int64_t scale_bytes = exact.job.blocks * job.tiles * job.kinds * kTileRows * (job.halves ? 2 : 4);
-    plan.codes = aligned<unsigned char>(plan.code_bytes);
-    plan.scales = aligned<unsigned char>(scale_bytes);
-    job.codes = plan.codes.get();
-    job.scales = plan.scales.get();
+    plan.copy = aligned_large(job.tiles * job.tile_bytes);
+    job.copy = plan.copy.get();
     Repacking repacking(exact, plan);
     return parallel_for(job.tiles, 1, threads, Repacking::run, &repacking);
 }

@@ -1,15 +1,17 @@
-// Multiplication by a repacked weight (docs/cpu-kernels.md, "In tiles"): the copy, its plan, and what an instruction set
-// implements. Plain data only (see arb/packed.h).
+// Multiplication by a repacked weight (docs/cpu-kernels.md, "In tiles"): the copy, its plan, and what an instruction
+// set implements. Plain data only (see arb/packed.h).
 //
 // The copy. A part is up to 128 consecutive columns of a block in storage order, a tile 32 rows. A column's code is its
 // sign and above it the bits of its group, in one, two or four bits (one, two, four groups), and 4, 2 or 1 codes are a
 // nibble. A step is two nibbles of four bytes of every row of a tile: row r has bytes 4 r to 4 r + 3 of 128, and column
-// c of the step stands in byte c % 4 of these, in code c / 4. Nibble n of a part is that of columns 4 p n to 4 p (n + 1)
+// c of the step stands in byte c % 4 of these, in code c / 4. Nibble n of a part is that of columns 4 p n to 4 p (n +
+// 1)
 // - 1, where p is the codes in a nibble: four bytes' low nibbles if n is even. The steps of a part and tile lie behind
-// one another, and behind them, where salient columns have a second sign, as many steps as hold these: in 64 bytes each,
-// the first 16 rows' second signs where the signs of codes are and the others' one bit above, or in 128 as all steps if
-// codes have one bit. Row scales, and behind them means, are [blocks, tiles, kinds, 32], as they are stored, whole
-// numbers as halves.
+// one another, and behind them, where salient columns have a second sign, as many steps as hold these: in 64 bytes
+// each, the first 16 rows' second signs where the signs of codes are and the others' one bit above, or in 128 as all
+// steps if codes have one bit. Behind those of a block's first part are its row scales, and behind them means, [kinds,
+// 32] as they are stored, whole numbers as halves. The tiles of a panel, so many or as many as are left, lie in the
+// order in which they are read: [parts, tiles].
 //
 // The product. For a row of x, a part and a term - a kind of row scale or mean - each column's v = x_j times its column
 // scale becomes a whole number X = v / t, rounded. Of four bytes of a nibble each names the codes of its columns, so 16
@@ -28,18 +30,19 @@
 namespace arb {
 
 constexpr int64_t kTileRows = 32;
-constexpr int64_t kTilePart = 128;      // columns of a part
-constexpr int64_t kStepBytes = 128;     // of a step and tile
-constexpr int64_t kPlaceTable = 64;     // bytes: 16 numbers for each of four bytes
-constexpr int64_t kTileTerms = 2;       // that are looked up together
-constexpr int64_t kMostTileTerms = 8;   // four groups and their means
-constexpr int64_t kTilesAtOnce = 32;    // which several rows of x meet before the next
+constexpr int64_t kTilePart = 128;     // columns of a part
+constexpr int64_t kStepBytes = 128;    // of a step and tile
+constexpr int64_t kPlaceTable = 64;    // bytes: 16 numbers for each of four bytes
+constexpr int64_t kTileTerms = 2;      // that are looked up together
+constexpr int64_t kMostTileTerms = 8;  // four groups and their means
+constexpr int64_t kPanelTiles = 32;    // of a panel
+constexpr int64_t kTilesRows = 8;      // rows of x multiplied at once, at most
 
-// v of a term: x times line `line` of col_scale (plane 1), of col_scale2 (2), or x alone (0). What a code's X counts is
-// `factors` [codes in a nibble][16], by nibble: -1, 0 or 1.
+// v of a term: x times line `line` of col_scale (plane 1), of col_scale2 (2), or x alone (0). Of each code in a nibble,
+// bits name the nibbles for which its X counts: as it is, negated.
 struct TilesTerm {
     int64_t kind, plane, line;
-    const float* factors;
+    uint16_t plus[4], minus[4];
 };
 
 // The other columns, the salient ones in the first plane, and in the second.
@@ -50,23 +53,23 @@ struct TilesPass {
 };
 
 struct TilesPart {
-    int64_t first;                // storage position
+    int64_t first;  // storage position
     int64_t columns;
-    int64_t salient;              // the first so many
-    int64_t before;               // salient columns before them in all blocks
+    int64_t salient;  // the first so many
+    int64_t before;   // salient columns before them in all blocks
     int64_t block;
-    int64_t at;                   // of its codes in those of all
-    int64_t second;               // where the second signs begin in those of a tile
-    int64_t bytes;                // of a tile
-    int64_t from[3], to[3];       // nibbles that each pass looks up
-    int64_t table;                // its first table in those of a row of x, of one digit
+    int64_t at, bytes;       // of a tile: bytes before its own, and how many these are
+    int64_t second, scales;  // where in these the second signs begin, and the row scales
+    int64_t lead;            // the first part of its block, which has them
+    int64_t from[3], to[3];  // nibbles that each pass looks up
+    int64_t table;           // its first table in those of a row of x, of one digit
 };
 
 struct TilesJob {
     const PackedView* weight;
     const int32_t* order;  // as in Job
-    const unsigned char* codes;
-    const unsigned char* scales;
+    const unsigned char* copy;
+    int64_t tile_bytes;
     const TilesPart* part;
     int64_t parts;
     TilesPass pass[3];
@@ -75,9 +78,9 @@ struct TilesJob {
     int64_t kinds;
     int64_t code_bits;
     int64_t salient_columns;  // C
-    bool halves;       // scales are
-    int64_t tables;    // of one digit, for all parts
-    float factor;      // 2^exponent
+    bool halves;              // scales are
+    int64_t tables;           // of one digit, for all parts
+    float factor;             // 2^exponent
 };
 
 // One row of x, prepared. Of a part its passes lie behind one another, of a pass every kTileTerms terms:
@@ -93,11 +96,17 @@ struct TilesKernels {
     // time.
     void (*prepare)(const TilesJob& job, int64_t part, const float* values, int64_t number, TilesRow& row);
 
-    // y[t][i] for t < count and rows begin..end-1 of the weight, `begin` a multiple of kTileRows. `scratch` is
-    // [count, end - begin in whole tiles].
+    // y[t][i] for t < count, kTilesRows at most, and rows begin..end-1 of the weight, `begin` a multiple of kTileRows.
     void (*multiply)(const TilesJob& job, const TilesRow* x, int64_t count, int64_t number, int64_t begin, int64_t end,
-                     float* scratch, float* const* y);
+                     float* const* y);
 };
+
+// Where a part of a tile begins.
+static inline int64_t tile_offset(const TilesJob& job, const TilesPart& part, int64_t tile) {
+    const int64_t in_panel = tile % kPanelTiles, first = tile - in_panel;
+    const int64_t count = job.tiles - first < kPanelTiles ? job.tiles - first : kPanelTiles;
+    return first * job.tile_bytes + part.at * count + in_panel * part.bytes;
+}
 
 extern const TilesKernels scalar_tiles;
 #if defined(__x86_64__)

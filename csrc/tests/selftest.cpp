@@ -135,14 +135,14 @@ std::vector<float> random_x(const Weight& w, int64_t batch, std::mt19937& random
     return x;
 }
 
-bool check_gemm(const Weight& w, const std::vector<float>& values, int64_t batch, const char* isa,
+bool check_gemm(const Weight& w, const std::vector<float>& values, int64_t batch, const char* isa, bool repack,
                 std::mt19937& random) {
     const int64_t n = w.view.rows, m = w.view.cols;
     const std::vector<float> x = random_x(w, batch, random);
     std::vector<float> y(static_cast<size_t>(batch * n), std::nanf(""));
     const char* ran = nullptr;
-    if (arb::gemm(w.view, x.data(), arb::Element::fp32, batch, y.data(), 2, arb::Activations::exact, &ran) !=
-        arb::Status::ok)
+    arb::Weight weight(w.view, repack);
+    if (weight.gemm(x.data(), arb::Element::fp32, batch, y.data(), 2, arb::Activations::exact, &ran) != arb::Status::ok)
         return fail("gemm", isa, w);
     if (std::strcmp(ran, isa) != 0) return fail("dispatch", isa, w);
     for (int64_t b = 0; b < batch; ++b) {
@@ -170,7 +170,7 @@ bool check_gemm(const Weight& w, const std::vector<float>& values, int64_t batch
 using Product = std::vector<unsigned char>;
 
 Product product(const Weight& w, const std::vector<float>& x, arb::Element element, arb::Activations activations,
-                int64_t threads) {
+                bool repack) {
     const int64_t batch = static_cast<int64_t>(x.size()) / w.view.cols;
     std::vector<uint16_t> halves;  // the upper ones of floats: as bf16 or fp16 they are numbers of all sizes
     for (const float value : x) {
@@ -181,12 +181,12 @@ Product product(const Weight& w, const std::vector<float>& x, arb::Element eleme
     const bool wide = element == arb::Element::fp32;
     Product y(static_cast<size_t>(batch * w.view.rows) * (wide ? 4 : 2));
     const void* const from = wide ? static_cast<const void*>(x.data()) : halves.data();
-    const arb::Status status = arb::gemm(w.view, from, element, batch, y.data(), threads, activations);
+    const arb::Status status = arb::Weight(w.view, repack).gemm(from, element, batch, y.data(), 1, activations);
     return status == arb::Status::ok ? y : Product();
 }
 
 // In whole numbers every bit is the same.
-bool check_bits(const Weight& w, const char* isa, std::mt19937& random) {
+bool check_bits(const Weight& w, const char* isa, bool repack, std::mt19937& random) {
     constexpr arb::Activations kInt8 = arb::Activations::int8, kExact = arb::Activations::exact;
     constexpr std::pair<arb::Element, arb::Activations> kWays[] = {{arb::Element::fp32, kInt8},
                                                                    {arb::Element::fp32, kExact},
@@ -197,9 +197,9 @@ bool check_bits(const Weight& w, const char* isa, std::mt19937& random) {
         if (w.view.groups == 4 && batch > 5) break;  // takes rows of x one by one
         const std::vector<float> x = random_x(w, batch, random);
         for (const auto& [element, activations] : kWays) {
-            const Product y = product(w, x, element, activations, 1);
+            const Product y = product(w, x, element, activations, repack);
             const bool forced = arb::set_isa("scalar") == arb::Status::ok;
-            if (!forced || y.empty() || y != product(w, x, element, activations, 1)) return fail("bits", isa, w);
+            if (!forced || y.empty() || y != product(w, x, element, activations, repack)) return fail("bits", isa, w);
             if (arb::set_isa(isa) != arb::Status::ok) return fail("set_isa", isa, w);
         }
     }
@@ -207,15 +207,15 @@ bool check_bits(const Weight& w, const char* isa, std::mt19937& random) {
 }
 
 // Many calls by several threads, for the sanitizers: the pool, and one plan used by two callers at once.
-bool check_threads(bool by_line, std::mt19937& random) {
+bool check_threads(bool by_line, bool repack, std::mt19937& random) {
     Weight w = random_weight({2050, 1100, by_line ? 1100 : 128}, 2, 2, 2, false, true, random);
     connect(w);
     w.view.mean = {};
     if (by_line) make_format_2(w, random);
     if (arb::set_isa(nullptr) != arb::Status::ok) return fail("set_isa", "the best", w);
     const std::vector<float> x = random_x(w, 1, random);
-    const Product expected = product(w, x, arb::Element::fp32, arb::Activations::int8, 1);
-    arb::Weight kept(w.view);
+    const Product expected = product(w, x, arb::Element::fp32, arb::Activations::int8, repack);
+    arb::Weight kept(w.view, repack);
     bool good[2] = {true, true};
     const auto calls = [&](bool& same) {
         for (int i = 0; i < 20; ++i) {
@@ -245,9 +245,11 @@ bool check_weight(Weight& w, std::mt19937& random) {
             return fail("dequantize", isa, w);
         }
         for (const int64_t batch : {1, 3, 5}) {
-            if (!check_gemm(w, expected, batch, isa, random)) return false;
+            if (!check_gemm(w, expected, batch, isa, false, random)) return false;
+            if (arb::repacks() && !check_gemm(w, expected, batch, isa, true, random)) return false;
         }
-        if (arb::covers_int8(w.view) && !check_bits(w, isa, random)) return false;
+        if (arb::covers_int8(w.view) && !check_bits(w, isa, false, random)) return false;
+        if (arb::repacks() && !arb::covers_line(w.view) && !check_bits(w, isa, true, random)) return false;
     }
     return true;
 }
@@ -278,7 +280,8 @@ int main() {
             }
         }
     }
-    if (!check_threads(false, random) || !check_threads(true, random)) return 1;
+    if (!check_threads(false, false, random) || !check_threads(true, false, random)) return 1;
+    if (!check_threads(false, true, random)) return 1;
     arb::IsaInfo isas[8];
     const int count = arb::list_isas(isas, 8);
     for (int i = 0; i < count; ++i) {
