@@ -31,8 +31,8 @@ DENSE_BATCHES = {
     ("sums", False): ((7, 5, 4), (32, 20, 12)),
     ("four groups", True): ((3, 2, 2), (12, 9, 6)),
     ("four groups", False): ((3, 2, 2), (9, 6, 5)),
+    ("repacked", True): ((192, 40, 20), (NEVER, 192, 64)),
 }
-REPACKED_BATCHES = ((24, 16, 12), (96, 64, 40))
 NARROW = 2048  # columns
 PERMUTE = 6  # what a permuted entry of x costs, in entries of W
 TILE_WEIGHTS = 1 << 22  # weights per dequantized tile, 16 MB of float32: 2 and 4 times as many are slower, half as well
@@ -118,7 +118,7 @@ def dense_batches(packed: Any, cols: int, repacked: bool = False) -> tuple[int, 
     dot product, between what is best for the last two.
     """
     if repacked and not packed.covers_line:
-        return REPACKED_BATCHES[cols >= NARROW]
+        return DENSE_BATCHES["repacked", True][cols >= NARROW]
     if not packed.covers_line and not packed.covers_sums:
         return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
     kind = "line" if packed.covers_line else "four groups" if packed.groups == 4 else "sums"

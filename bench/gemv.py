@@ -63,7 +63,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "fp32 scales": {"dtype": torch.float32},
     }.items()
 }  # fmt: skip
-BATCHES = (2, 4, 8, 16, 24, 32, 64, 96, 128, 256, 512)  # of --threshold
+BATCHES = (2, 4, 6, 8, 12, 16, 24, 32, 64, 96, 128, 256, 512)  # of --threshold
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576")
 # How a packed weight is multiplied: dtype of x, activations, most that the product may be off, of its norm.
 WAYS = {
@@ -71,7 +71,7 @@ WAYS = {
     "bf16 x": (torch.bfloat16, "exact", 0.003),  # half of a bfloat16's last bit is up to 0.4 %
     "int8": (torch.float32, "int8", 0.013),
 }
-REPACKED = ", repacked"  # after the name of a way
+REPACKED = ", repacked"  # after the names of layouts' rows
 
 
 @dataclass
@@ -110,10 +110,16 @@ def check(pw: PackedWeight, x: torch.Tensor) -> None:
     for name, (dtype, activations, most) in WAYS.items():
         own = x.to(dtype)
         exact = own.double() @ pw.dequantize().double().t()
-        with native.forced_activations(activations):
-            error = float((linear(own, pw).double() - exact).norm() / exact.norm())
-        if not error <= most:
-            raise SystemExit(f"RED: the {name} product of {pw.shape} is off by {error:.3g} of its norm; no times")
+        for copies in (False, True) if repacks(pw) else (False,):
+            with native.forced_activations(activations), native.forced_repack(copies):
+                error = float((linear(own, pw).double() - exact).norm() / exact.norm())
+            if not error <= most:
+                raise SystemExit(f"RED: the {name} product of {pw.shape} is off by {error:.3g} of its norm; no times")
+
+
+def repacks(pw: PackedWeight) -> bool:
+    """Whether there is anything to gain by a second copy."""
+    return bool(native.extension.repacks()) and not ops.view(ops.packed_args(pw)).covers_line
 
 
 def timed(
@@ -134,32 +140,40 @@ def timed(
     return {name: sorted(t) for name, t in times.items()}
 
 
-def packed_call(weights: list[PackedWeight], x: torch.Tensor, way: str) -> Callable[[int], object]:
+def packed_call(weights: list[PackedWeight], x: torch.Tensor, way: str, copies: bool) -> Callable[[int], object]:
     # The ways take turns with the same weights, a third of the list apart: what one has just read is not cold.
     dtype, activations, _ = WAYS[way]
     offset = [*WAYS].index(way) * (len(weights) // len(WAYS))
     x = x.to(dtype)
-    native.set_activations(activations)
-    for pw in weights:
-        linear(x[:1], pw)  # plans are made at the first call
 
     def call(i: int) -> object:
         native.set_activations(activations)
+        native.set_repack(copies)
         return linear(x, weights[(i + offset) % len(weights)])
 
+    for i in range(len(weights)):
+        call(i)  # plans are made at the first call
     return call
 
 
 def measure(
-    shape: str, layouts: dict[str, dict[str, Any]], batches: list[int], threads: list[int], rounds: int, cache_mb: int
+    shape: str,
+    layouts: dict[str, dict[str, Any]],
+    batches: list[int],
+    threads: list[int],
+    rounds: int,
+    cache_mb: int,
+    repack: bool,
 ) -> list[Row]:
-    """All rows of one shape."""
+    """All rows of one shape. `repack`: of repacked weights too, which have their own list of weights."""
     rows, cols = (int(part) for part in shape.split("x"))
     weights: dict[str, list[PackedWeight]] = {}
     for name, options in layouts.items():
         pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
         weights[name] = copies_of(pw, cache_mb)
+        if repack and repacks(pw):
+            weights[name + REPACKED] = copies_of(pw, cache_mb)
     count = cache_mb * 2**20 // (4 * rows * cols) + 2
     dense = [torch.randn(rows, cols) for _ in range(count)]
     half = [torch.randn(rows, cols).bfloat16() for _ in range(2 * count)]
@@ -179,14 +193,15 @@ def measure(
                 "probe": lambda i: probe.sum(),
             }
             for name, copies in weights.items():
+                second = name.endswith(REPACKED)
                 for way in ("exact", "bf16 x"):
-                    contenders[f"{name}, {way}"] = packed_call(copies, x, way)
-                if batch >= ops.DENSE_BATCH:
+                    contenders[f"{name}, {way}"] = packed_call(copies, x, way, second)
+                if batch >= ops.DENSE_BATCH and not second:
                     contenders[f"{name}, dequantized at once"] = lambda i, x=x, copies=copies: F.linear(
                         x, torch.ops.arb.dequantize(*ops.packed_args(copies[(i + 1) % len(copies)]))
                     )
-                if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])), cols)[0]:
-                    contenders[f"{name}, int8"] = packed_call(copies, x, "int8")
+                if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])), cols, second)[0]:
+                    contenders[f"{name}, int8"] = packed_call(copies, x, "int8", second)
             with torch.no_grad():
                 # Code and x are in the cache, as in decoding; weights are not. In a long call that makes no difference.
                 before = -1 if rows * cols * batch < 1 << 32 else None
@@ -204,6 +219,7 @@ def measure(
                     )
                 )  # fmt: skip
     native.set_activations(None)
+    native.set_repack(None)
     return found
 
 
@@ -245,25 +261,27 @@ def our_tokens(found: list[Row], layers: int) -> list[dict[str, object]]:
     return lines
 
 
-def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: int) -> None:
-    """Times of both ways of `arb::linear`, to choose what ops.dense_batches answers."""
+def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: int, repack: bool) -> None:
+    """Times of both ways of `linear`, to choose what ops.dense_batches answers."""
     chosen = ops.dense_batches
     print("| shape | preset | way | threads | batch | packed ms | dequantize + mm ms |")
     print("|---|---|---|---|---|---|---|")
     for (rows, cols), (name, options) in itertools.product(((576, 576), (4096, 4096)), layouts.items()):
         pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
-        args = ops.packed_args(pw)
+        if repack and not repacks(pw):
+            continue
+        twins = copies_of(pw, 0)  # each keeps to the way of its first product
         for way, count, batch in itertools.product(WAYS, threads, BATCHES):
             torch.set_num_threads(count)
             dtype, activations, _ = WAYS[way]
             x = torch.randn(batch, cols, dtype=dtype)
 
-            def call(limit: int, x: torch.Tensor = x, args: ops.PackedArgs = args) -> torch.Tensor:
-                ops.dense_batches = lambda packed, cols: (limit,) * 3
-                return torch.ops.arb.linear(x, *args)
+            def call(limit: int, x: torch.Tensor = x, twins: list[PackedWeight] = twins) -> torch.Tensor:
+                ops.dense_batches = lambda packed, cols, repacked: (limit,) * 3
+                return linear(x, twins[limit == 0])
 
-            with native.forced_activations(activations):
+            with native.forced_activations(activations), native.forced_repack(repack):
                 times = timed({"packed": lambda i: call(ops.NEVER), "dense": lambda i: call(0)}, rounds)
             packed, dense = (statistics.median(times[kind]) * 1e3 for kind in ("packed", "dense"))
             print(f"| {rows}x{cols} | {name} | {way} | {count} | {batch} | {packed:.2f} | {dense:.2f} |", flush=True)
@@ -318,13 +336,14 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="files of LLaMA-7B layers for it")
     parser.add_argument("--layers", type=int, default=2, help="layers in these files")
     parser.add_argument("--layouts", action="store_true", help="other layouts than the presets'")
+    parser.add_argument("--repack", action="store_true", help="rows of repacked weights too (native.set_repack)")
     parser.add_argument("--threshold", action="store_true")
     parser.add_argument("--overhead", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
     layouts = LAYOUTS if options.layouts else PRESETS
     if options.threshold:
-        return threshold(layouts, options.threads, min(options.rounds, 5))
+        return threshold(layouts, options.threads, min(options.rounds, 5), options.repack)
     if options.overhead:
         return overhead(options.rounds)
     load = os.getloadavg()[0]
@@ -333,7 +352,9 @@ def main() -> None:
     found = [
         row
         for shape in options.shapes
-        for row in measure(shape, layouts, options.batch, options.threads, options.rounds, options.cache_mb)
+        for row in measure(
+            shape, layouts, options.batch, options.threads, options.rounds, options.cache_mb, options.repack
+        )
     ]
     print_rows(found)
     peers: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""Products by repacked weights (csrc/cpu/tiles.h): against float64, a plain version of their rounding, and each other."""
+"""Products by repacked weights (csrc/cpu/tiles.h): against float64, a plain version of their rounding, each other."""
 
 from __future__ import annotations
 
@@ -105,7 +105,10 @@ def reference(pw: PackedWeight, x: torch.Tensor, digits: int) -> torch.Tensor:
 
 def slack(pw: PackedWeight, x: torch.Tensor, digits: bool) -> torch.Tensor:
     """As test_sums.bound, for sums of floats one after the other."""
-    parts = sum(-(-min(pw.layout.block_size, pw.layout.cols - s) // PART) for s in range(0, pw.layout.cols, pw.layout.block_size))
+    parts = sum(
+        -(-min(pw.layout.block_size, pw.layout.cols - s) // PART)
+        for s in range(0, pw.layout.cols, pw.layout.block_size)
+    )
     return bound(pw, x, digits) * (2 + parts * 20 / 16 if digits else 4 + parts * 20 / 8)
 
 
