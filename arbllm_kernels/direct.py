@@ -41,17 +41,9 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
 
 def _bind(args: PackedArgs, copies: bool) -> Any:
     packed = view(args)
-    if copies and not extension.repacks():
-        warnings.warn(NOT_REPACKED, stacklevel=4)
-    limits = ops.dense_batches(packed, args[-1][1], copies and extension.repacks())
+    limits = ops.dense_batches(packed, args[-1][1], copies)
     dense = lambda x: ops.dense_product(x, args, packed)  # noqa: E731
     return extension.Bound(tuple(args[:-1]), packed, copies, limits, _warn, dense)
-
-
-NOT_REPACKED = (
-    "repacked weights were asked for (ARBLLM_REPACK, native.set_repack), but the instruction set in use has no kernels "
-    "for them (avx512vbmi has): weights are read as they are stored"
-)
 
 
 def _warn() -> None:

@@ -182,7 +182,6 @@ PYBIND11_MODULE(_native, m) {
         return found;
     });
     m.def("active_isa", &active_isa);
-    m.def("repacks", &arb::repacks);
     m.def("set_isa", [](const std::optional<std::string>& name) {
         check_isa(arb::set_isa(name ? name->c_str() : nullptr), name);
     });

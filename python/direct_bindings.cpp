@@ -100,7 +100,7 @@ class Bound {
             addresses_.push_back(address(tensor));
             versions_.push_back(version(tensor));
         }
-        covers_int8_ = arb::covers_int8(view);
+        covers_int8_ = repack || arb::covers_int8(view);
     }
 
     // x [..., m] times the transposed weight, [..., n] in the dtype of x. None where the general way has to be taken,
@@ -127,7 +127,7 @@ class Bound {
         const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
         if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)]) return dense_(x);
         const py::object y = empty_like_rows(x, dtype, shape, dims);
-        if (int8 && !covers_int8_ && !(repack_ && arb::repacks())) call(not_covered_);
+        if (int8 && !covers_int8_) call(not_covered_);
         gemm(weight_, from, element, batch, address(y), threads, activations);
         return y;
     }

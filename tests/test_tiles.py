@@ -11,7 +11,7 @@ import torch
 from helpers import random_packed
 from test_sums import WAYS, ZONES, bound, same_bits
 
-from arbllm_kernels import direct, native, ops
+from arbllm_kernels import native, ops
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.linear import ARBLinear, linear
 from arbllm_kernels.packed import PackedWeight
@@ -26,14 +26,10 @@ OPTIONS: list[dict[str, Any]] = [
 PART = 128
 
 
-@pytest.fixture(params=[name for name in ("avx512vbmi", "scalar") if native.available_isas().get(name)])
-def tile_isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    with native.forced_isa(request.param):
-        yield request.param
-
-
 def weights(n: int, m: int, k: int) -> Iterator[PackedWeight]:
-    for (groups, salient_groups), order, options in itertools.product(ZONES, (1, 2), OPTIONS):
+    for i, ((groups, salient_groups), order, options) in enumerate(itertools.product(ZONES, (1, 2), OPTIONS)):
+        if i % 3 != n % 3:  # another third for the next shape
+            continue
         pw = random_packed(
             n, m, k, groups=groups, salient_groups=salient_groups, salient_order=order, exponent=-3, **options
         )
@@ -58,7 +54,7 @@ def rounded(values: torch.Tensor, codes: int, digits: int) -> torch.Tensor:
     """Values [columns of a part] as whole numbers of their unit, times it, float64; operations as in the kernels."""
     padded = torch.nn.functional.pad(values.abs(), (0, -len(values) % (4 * codes))).view(-1, codes, 4)
     most = sum(padded.unbind(1)[1:], padded[:, 0]).max().clamp_min(2.0**-100)
-    whole = torch.tensor((127.0 if digits == 1 else 32767.0) - codes // 2)
+    whole = torch.tensor((127.0 if digits == 1 else 127.0 * 257.0) - codes // 2)
     return (values * (whole / most)).round().double() * (most / whole).double()
 
 
@@ -113,7 +109,7 @@ def slack(pw: PackedWeight, x: torch.Tensor, digits: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES)
-def test_products_equal_their_definition(tile_isa: str, n: int, m: int, k: int) -> None:
+def test_products_equal_their_definition(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
         x = torch.randn(2, m)
         dense = pw.dequantize().double().T
@@ -128,7 +124,7 @@ def test_products_equal_their_definition(tile_isa: str, n: int, m: int, k: int) 
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES)
-def test_instruction_sets_give_the_same_bits(tile_isa: str, n: int, m: int, k: int) -> None:
+def test_instruction_sets_give_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
         for dtype, int8 in WAYS:
             x = torch.randn(3, m, dtype=dtype)
@@ -138,7 +134,7 @@ def test_instruction_sets_give_the_same_bits(tile_isa: str, n: int, m: int, k: i
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 5, 19])
-def test_rows_do_not_depend_on_batch_or_threads(tile_isa: str, batch: int) -> None:
+def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
     pw = random_packed(2101, 1400, 128)  # more tiles than meet several rows of x at once
     for dtype, int8 in WAYS:
         x = torch.randn(batch, 1400, dtype=dtype)
@@ -150,7 +146,7 @@ def test_rows_do_not_depend_on_batch_or_threads(tile_isa: str, batch: int) -> No
 @pytest.mark.parametrize("plus", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_the_largest_sums(tile_isa: str, groups: int, plus: bool, last: bool) -> None:
+def test_the_largest_sums(isa: str, groups: int, plus: bool, last: bool) -> None:
     """All signs and groups alike, and x that add up to the largest numbers in every byte."""
     pw = random_packed(2, 1024, groups=groups, salient_groups=groups, salient=0.3)
     pw.sign.fill_(-1 if plus else 0)
@@ -172,7 +168,7 @@ def test_the_largest_sums(tile_isa: str, groups: int, plus: bool, last: bool) ->
 
 
 @pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 1e38])
-def test_huge_and_tiny_x(tile_isa: str, size: float) -> None:
+def test_huge_and_tiny_x(isa: str, size: float) -> None:
     pw = random_packed(8, 300, 128, exponent=-6)
     x = torch.rand(1, 300) * size
     exact = x.double() @ pw.dequantize().double().T
@@ -183,7 +179,7 @@ def test_huge_and_tiny_x(tile_isa: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("salient", [0.0, 0.4, 1.0])
-def test_error_of_random_weights_is_below_one_percent(tile_isa: str, salient: float) -> None:
+def test_error_of_random_weights_is_below_one_percent(isa: str, salient: float) -> None:
     for k, shared in itertools.product((64, 128, 1024), (False, True)):
         pw = random_packed(64, 1024, k, salient=salient, shared=shared, coded=shared and k < 512)
         x = torch.randn(4, 1024)
@@ -192,7 +188,7 @@ def test_error_of_random_weights_is_below_one_percent(tile_isa: str, salient: fl
         assert 1e-4 < float(error) < 0.012, (k, float(error))
 
 
-def test_a_row_that_is_not_finite_leaves_the_others_alone(tile_isa: str) -> None:
+def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str) -> None:
     pw = random_packed(8, 300, 128)
     for dtype, int8 in WAYS:
         x = torch.randn(5, 300, dtype=dtype)
@@ -203,7 +199,7 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(tile_isa: str) -> None
         assert bool(got[3].isnan().all())
 
 
-def test_layers_follow_the_setting_and_their_tensors(tile_isa: str) -> None:
+def test_layers_follow_the_setting_and_their_tensors(isa: str) -> None:
     pw, x = random_packed(40, 300, 64), torch.randn(1, 300)
     layer = ARBLinear(pw)
     stored, copied = run(pw, x, False, repack=False), run(pw, x, False)
@@ -239,13 +235,3 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         native.repack()
     monkeypatch.delenv("ARBLLM_REPACK")
     assert native.repack() is False
-
-
-@pytest.mark.skipif(not native.available_isas().get("avx2"), reason="no instruction set without kernels here")
-def test_an_instruction_set_without_kernels_says_so() -> None:
-    pw, x = random_packed(8, 300, 128), torch.randn(1, 300)
-    with native.forced_isa("avx2"):
-        expected = linear(x, pw)
-        with native.forced_repack(True), pytest.warns(UserWarning, match="has no kernels for them"):
-            y = direct.product(x, ops.packed_args(pw), None)[0]
-        assert y is not None and torch.equal(y, expected)

@@ -172,20 +172,24 @@ struct InTiles {
     const TilesJob* job;
     Aligned<int8_t> tables;
     Aligned<float> units, values;
+    Aligned<int32_t> totals;
 
     InTiles(const Isa& isa, const TilesJob& j, int64_t rows, int64_t number)
         : kernels(isa.tiles),
           sums(isa.sums),
           job(&j),
-          tables(aligned<int8_t>(rows * number * j.tables * kPlaceTable)),
+          tables(aligned<int8_t>(rows * number * table_bytes())),
           units(aligned<float>(rows * j.parts * j.kinds)),
-          values(aligned<float>(rows * value_count())) {}
+          values(aligned<float>(rows * value_count())),
+          totals(aligned<int32_t>(rows * j.parts * j.kinds)) {}
 
+    int64_t table_bytes() const { return job->tables * kernels->table_bytes; }
     int64_t value_count() const { return job->weight->cols + kUnit; }
     int64_t pieces() const { return job->parts; }
 
     bool begin(const float* x, int64_t i, int64_t number, Row& row) const {
-        row = {tables.get() + i * number * job->tables * kPlaceTable, units.get() + i * job->parts * job->kinds, 0.0};
+        const int64_t kinds = i * job->parts * job->kinds;
+        row = {tables.get() + i * number * table_bytes(), units.get() + kinds, totals.get() + kinds, 0.0};
         row.unit = sums->gather(*job->weight, job->order, x, values.get() + i * value_count());
         return row.unit != 0.0;
     }
@@ -293,7 +297,7 @@ Status make_plans(const PackedView& view, bool repack, int64_t threads, const Is
     plans->isa = &isa;
     if (const Status status = make_plan(view, *isa.exact, plans->exact); status != Status::ok) return status;
     plans->has_line = covers_line(view);
-    plans->has_tiles = repack && isa.tiles != nullptr && !plans->has_line;
+    plans->has_tiles = repack && !plans->has_line;
     plans->has_sums = !plans->has_tiles && !plans->has_line && covers_sums(view);
     if (plans->has_tiles) {
         if (const Status status = make_tiles_plan(plans->exact, threads, plans->tiles); status != Status::ok)
@@ -340,11 +344,6 @@ Status multiply_halves(const Plans& plans, int64_t number, const uint16_t* x, El
 }
 
 }  // namespace
-
-bool repacks() {
-    const Isa* isa = nullptr;
-    return active_kernels(&isa) == Status::ok && isa->tiles != nullptr;
-}
 
 int64_t digits_of(const PackedView& w, Element element, Activations activations) {
     if (activations == Activations::int8) return 1;

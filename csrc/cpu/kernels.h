@@ -89,7 +89,7 @@ struct Isa {
     const Kernels* exact;
     const LineKernels* line;
     const SumsKernels* sums;
-    const TilesKernels* tiles;  // null: has none
+    const TilesKernels* tiles;
     const SolverKernels* solver;
 };
 

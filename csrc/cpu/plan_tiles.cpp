@@ -137,11 +137,14 @@ class Repacking {
 // For which nibbles the X of every code counts: of those of `group` (all, if it is negative) by their sign, for means
 // as it is.
 void add_counted(int64_t code_bits, int64_t group, bool mean, TilesTerm& term) {
+    std::memset(term.levels, 1, sizeof term.levels);
     for (int64_t c = 0; c < 4 / code_bits; ++c) {
         for (uint32_t nibble = 0; nibble < 16; ++nibble) {
             const uint32_t code = nibble >> (c * code_bits) & ((1u << code_bits) - 1);
             if (group >= 0 && code / 2 != group) continue;
-            uint16_t& bits = mean || code % 2 != 0 ? term.plus[c] : term.minus[c];
+            const bool plus = mean || code % 2 != 0;
+            term.levels[c][nibble] = plus ? 2 : 0;
+            uint16_t& bits = plus ? term.plus[c] : term.minus[c];
             bits = static_cast<uint16_t>(bits | 1u << nibble);
         }
     }
@@ -158,7 +161,7 @@ void add_passes(const Plan& exact, TilesPlan& plan) {
         const auto add_term = [&](int64_t kind, bool is_mean, int64_t g) {
             const int64_t plane = is_mean || !scaled ? 0 : second && own ? 2 : 1;
             TilesTerm& term = pass.term[pass.terms++];
-            term = {kind, plane, own && !is_mean ? g : 0, {}, {}};
+            term = {kind, plane, own && !is_mean ? g : 0, {}, {}, {}};
             add_counted(job.code_bits, groups == 1 ? -1 : g, is_mean, term);
         };
         for (int64_t g = 0; g < groups; ++g) add_term(first + g * step, false, g);

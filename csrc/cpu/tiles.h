@@ -21,7 +21,7 @@
 //     y_i = fma(float(S), R t, y_i), parts, passes and terms ascending; R is the row scale or mean
 //     y_i * p * 2^exponent * row base, in double
 // where x was divided by a power of two p that makes the largest |x| less than 4. This fixes every bit of the result.
-// A v is off by at most t / 2, where t is 1 / (127 - p / 2), 1 / (32767 - p / 2) or less than 2^-21 of the largest sum
+// A v is off by at most t / 2, where t is 1 / (127 - p / 2), 1 / (32639 - p / 2) or less than 2^-21 of the largest sum
 // of |v| in a byte of a nibble.
 #pragma once
 
@@ -43,6 +43,7 @@ constexpr int64_t kTilesRows = 8;      // rows of x multiplied at once, at most
 struct TilesTerm {
     int64_t kind, plane, line;
     uint16_t plus[4], minus[4];
+    unsigned char levels[4][16];  // the same as bytes: 2, 0, or 1 where X does not count
 };
 
 // The other columns, the salient ones in the first plane, and in the second.
@@ -84,14 +85,17 @@ struct TilesJob {
 };
 
 // One row of x, prepared. Of a part its passes lie behind one another, of a pass every kTileTerms terms:
-// [nibbles, terms, digits, kPlaceTable], digits least significant first, of which the last is signed.
+// [nibbles, terms, digits, TilesKernels::table_bytes], digits least significant first.
 struct TilesRow {
     int8_t* tables;
-    float* units;  // t [parts, kinds]
-    double unit;   // p
+    float* units;     // t [parts, kinds]
+    int32_t* totals;  // of all X [parts, kinds]
+    double unit;      // p
 };
 
 struct TilesKernels {
+    int64_t table_bytes;  // of a nibble, term and digit
+
     // Part `part` of a prepared row from values as SumsKernels::gather makes them. Parts may be prepared at the same
     // time.
     void (*prepare)(const TilesJob& job, int64_t part, const float* values, int64_t number, TilesRow& row);
@@ -110,7 +114,14 @@ static inline int64_t tile_offset(const TilesJob& job, const TilesPart& part, in
 
 extern const TilesKernels scalar_tiles;
 #if defined(__x86_64__)
+extern const TilesKernels avx2_tiles;
+extern const TilesKernels avxvnni_tiles;
+extern const TilesKernels avx512_tiles;
+extern const TilesKernels avx512vnni_tiles;
 extern const TilesKernels avx512vbmi_tiles;
+#elif defined(__aarch64__)
+extern const TilesKernels neon_tiles;
+extern const TilesKernels neondot_tiles;
 #endif
 
 }  // namespace arb

@@ -208,4 +208,17 @@ inline void pick_halves(const unsigned char* p, const Pick& pick, Lanes& low, La
     high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
 }
 
+// For tiles.inc.
+inline Lanes load_half_lanes(const unsigned char* p) { return load_halves(p); }
+inline Lanes fill_lanes(float value) { return broadcast(value); }
+inline void store_lanes(float* p, Lanes v) { store(p, v); }
+inline Ints fill_ints(int32_t value) { return _mm512_set1_epi32(value); }
+constexpr int kTogether = 2;  // vectors of rows side by side
+// Every four bytes of the vector are those at p.
+inline Bytes fill_words(const unsigned char* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+
 }  // namespace

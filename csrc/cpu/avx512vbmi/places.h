@@ -23,10 +23,6 @@ inline Ints keep_sums(Ints v) { return keep_register(v); }
 inline Ints add_unsigned(Ints sums, Bytes v) { return _mm512_dpbusd_epi32(sums, v, fill_bytes(1)); }
 inline Ints add_signed(Ints sums, Bytes v) { return _mm512_dpbusd_epi32(sums, fill_bytes(1), v); }
 
-inline Lanes load_half_lanes(const unsigned char* p) { return load_halves(p); }
-inline Lanes fill_lanes(float value) { return broadcast(value); }
-inline void store_lanes(float* p, Lanes v) { store(p, v); }
-
 // The tables of a nibble of four bytes with `codes` codes each: what their whole numbers add up to, [number, 4, 16]
 // bytes, of which bits `plus` and `minus` name those that count. Code c of byte j has number 4 c + j. 16 numbers are
 // read.

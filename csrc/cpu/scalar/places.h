@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr int kTogether = 2;  // vectors of rows side by side
+
 // Tables of 16 numbers, one for each of four bytes.
 using Places = const unsigned char*;
 inline Places load_places(const void* p) { return static_cast<const unsigned char*>(p); }

@@ -1,6 +1,7 @@
 #include "places.h"
 
 #include "../buffers.inc"
+#include "../tile_places.inc"
 #include "../tiles.inc"
 
-const arb::TilesKernels arb::scalar_tiles = {tiles_prepare, tiles_multiply};
+const arb::TilesKernels arb::scalar_tiles = {kLookupBytes, tiles_prepare, tiles_multiply};

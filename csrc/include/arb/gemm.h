@@ -24,10 +24,6 @@ bool covers_sums(const PackedView& weight);
 // Whether `int8` has kernels for this weight. Where it has none, gemm is exact whatever was asked for.
 bool covers_int8(const PackedView& weight);
 
-// Whether the instruction set in use multiplies by repacked weights (cpu/tiles.h), exact and int8: of all layouts but
-// those of the way by line, which would not gain.
-bool repacks();
-
 // Into how many digits of 8 bits x is rounded where the product is computed in whole numbers: 1 for int8, else 3. Two
 // for bf16, and for fp16 by sums and repacked: an outlier takes digits from the columns that share its unit, and in the
 // wide blocks of the way by line that would show in the 11 bits of an fp16.
@@ -39,8 +35,9 @@ struct Plans;
 // buffers must outlive it; `order` and `counts` must not change. Calls may come from several threads.
 class Weight {
   public:
-    // `repack`: the product is computed in a copy of the weight, where there are kernels for it (repacks). It is made
-    // at the first call and does not see what is written to the buffers later.
+    // `repack`: the product is computed in a copy of the weight (cpu/tiles.h), exact and int8, of all layouts but those
+    // of the way by line, which would not gain. It is made at the first call and does not see what is written to the
+    // buffers later.
     explicit Weight(const PackedView& view, bool repack = false);
     ~Weight();
     Weight(const Weight&) = delete;

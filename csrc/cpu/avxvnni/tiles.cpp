@@ -1,0 +1,7 @@
+#include "dot.h"
+
+#include "../buffers.inc"
+#include "../tile_codes.inc"
+#include "../tiles.inc"
+
+const arb::TilesKernels arb::avxvnni_tiles = {kLookupBytes, tiles_prepare, tiles_multiply};

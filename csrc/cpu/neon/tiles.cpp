@@ -1,0 +1,7 @@
+#include "dot.h"
+
+#include "../buffers.inc"
+#include "../tile_codes.inc"
+#include "../tiles.inc"
+
+const arb::TilesKernels arb::neon_tiles = {kLookupBytes, tiles_prepare, tiles_multiply};
