@@ -31,7 +31,8 @@ DENSE_BATCHES = {
     ("sums", False): ((7, 5, 4), (32, 20, 12)),
     ("four groups", True): ((3, 2, 2), (12, 9, 6)),
     ("four groups", False): ((3, 2, 2), (9, 6, 5)),
-    ("repacked", True): ((192, 40, 20), (NEVER, 192, 64)),
+    ("repacked", True): ((192, 40, 20), (NEVER, 192, 64)),  # here: lookups of 64 bytes
+    ("repacked", False): ((24, 14, 9), (80, 30, 20)),
 }
 NARROW = 2048  # columns
 PERMUTE = 6  # what a permuted entry of x costs, in entries of W
@@ -118,7 +119,7 @@ def dense_batches(packed: Any, cols: int, repacked: bool = False) -> tuple[int, 
     dot product, between what is best for the last two.
     """
     if repacked and not packed.covers_line:
-        return DENSE_BATCHES["repacked", True][cols >= NARROW]
+        return DENSE_BATCHES["repacked", active_isa() == "avx512vbmi"][cols >= NARROW]
     if not packed.covers_line and not packed.covers_sums:
         return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
     kind = "line" if packed.covers_line else "four groups" if packed.groups == 4 else "sums"

@@ -28,7 +28,7 @@ PART = 128
 
 def weights(n: int, m: int, k: int) -> Iterator[PackedWeight]:
     for i, ((groups, salient_groups), order, options) in enumerate(itertools.product(ZONES, (1, 2), OPTIONS)):
-        if i % 3 != n % 3:  # another third for the next shape
+        if i % 5 != n % 5:  # others for the next shape
             continue
         pw = random_packed(
             n, m, k, groups=groups, salient_groups=salient_groups, salient_order=order, exponent=-3, **options
