@@ -41,6 +41,7 @@ def product(x: Tensor, args: PackedArgs, bound: Any) -> tuple[Tensor | None, Any
 
 def _bind(args: PackedArgs, copies: bool) -> Any:
     packed = view(args)
+    # Of the instruction set in use now: forcing another one later changes when W is dequantized, not the results.
     limits = ops.dense_batches(packed, args[-1][1], copies)
     dense = lambda x: ops.dense_product(x, args, packed)  # noqa: E731
     return extension.Bound(tuple(args[:-1]), packed, copies, limits, _warn, dense)

@@ -84,8 +84,8 @@ def set_activations(name: str | None) -> None:
     columns or part of one, x in float16 to 16 bits per part of up to 128 columns, and else to 23: a y in which large
     terms cancel can be off by more than its last bit; the norm of the product is not. "int8" rounds each row of x to 8
     bits per block or part of one, which is faster and adds an error of about 0.7 % of the product's norm
-    (docs/cpu-kernels.md). Layouts without an int8 kernel (several blocks of less than 64 columns) are
-    multiplied exactly, and a warning says so once.
+    (docs/cpu-kernels.md). Layouts without an int8 kernel (several blocks of less than 64 columns, unless
+    they are repacked) are multiplied exactly, and a warning says so once.
 
     Args:
         name: "exact", "int8", or None to go back to the environment variable ARBLLM_ACTIVATIONS or the default.
@@ -128,17 +128,26 @@ _repack: bool | None = None  # None: not asked for yet
 
 
 def set_repack(on: bool | None) -> None:
-    """Choose whether layers keep a second copy of their weight, in the order in which it is multiplied fastest.
+    """Choose whether layers keep a second copy of their weight, by which a few rows of x are multiplied faster.
 
-    The copy is made by a layer's first product of few rows and takes as much memory again, a tenth or so more. What it
-    was made from is read by long prompts alone; of a mapped file those pages can go. A layer whose tensors are written
-    to makes a new one, tensors made under torch.inference_mode excepted, which do not count that. Every layout has
-    int8 then, whose error is 0.7 to 1.1 % of the product's norm (1.4 % with one group). Weights of the presets `best`
-    and `compact` are not copied: they would not gain. docs/cpu-kernels.md, "In tiles".
+    A layer's first short product makes the copy. It takes 0.9 to 1.2 times the memory of the weight, more where blocks
+    are narrower than 32 columns. The weight itself is then read by long prompts alone, and by what goes through the
+    operator arb::linear: torch.compile, autograd, an x that is not contiguous; of a mapped file its pages can go. Every
+    layout has int8, whose error is 0.7 to 1.1 % of the product's norm (1.4 % with one group). Weights with 8-bit row
+    scales and one column scale, as of the presets `best` and `compact`, are not copied and would not gain; neither do
+    four groups, but with int8 and without means. docs/cpu-kernels.md, "In tiles".
+
+    A copy is made again when torch counts that one of the tensors was written to. It does not count what goes through
+    `.data` or numpy, nor tensors made under torch.inference_mode: call `ARBLinear.refresh` after that.
 
     Args:
         on: None goes back to the environment variable ARBLLM_REPACK ("1" or "0"), or to no copies.
+
+    Raises:
+        InputError: `on` is something else.
     """
+    if on not in (True, False, None):
+        raise InputError(f"set_repack: {on!r}; must be True, False or None")
     global _repack
     _repack = on
 

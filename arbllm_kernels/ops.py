@@ -145,7 +145,7 @@ def multiply(weight: Any, x: Tensor, y: Tensor, batch: int) -> None:
 
 NOT_COVERED = (
     "int8 activations were asked for, but a packed weight has a layout without an int8 kernel (several blocks of "
-    "less than 64 columns): it is multiplied exactly"
+    "less than 64 columns): it is multiplied exactly. Repacked weights have one (ARBLLM_REPACK=1, native.set_repack)"
 )
 
 

@@ -278,7 +278,7 @@ def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: in
             x = torch.randn(batch, cols, dtype=dtype)
 
             def call(limit: int, x: torch.Tensor = x, twins: list[PackedWeight] = twins) -> torch.Tensor:
-                ops.dense_batches = lambda packed, cols, repacked: (limit,) * 3
+                ops.dense_batches = lambda *_: (limit,) * 3
                 return linear(x, twins[limit == 0])
 
             with native.forced_activations(activations), native.forced_repack(repack):

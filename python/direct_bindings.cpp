@@ -38,7 +38,7 @@ struct Torch {
     py::str method = intern("data_ptr");
     py::str dtype = intern("dtype"), shape = intern("shape"), is_cpu = intern("is_cpu"), layout = intern("layout");
     py::str is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad");
-    py::str version = intern("_version");
+    py::str version = intern("_version"), is_inference = intern("is_inference");
     py::str is_neg = intern("is_neg"), new_empty = intern("new_empty"), current_level = intern("_current_level");
 
     static py::object guards() { return py::module_::import("torch._C").attr("_dynamo").attr("guards"); }
@@ -98,9 +98,10 @@ class Bound {
           dense_(dense) {
         for (const py::handle tensor : tensors) {
             addresses_.push_back(address(tensor));
-            versions_.push_back(version(tensor));
+            // Tensors made under torch.inference_mode do not count what is written to them.
+            const bool counts = repack && !tensor.is_none() && !is_true(call(tensor, torch().is_inference));
+            versions_.push_back(counts ? version(tensor) : kNotCounted);
         }
-        covers_int8_ = repack || arb::covers_int8(view);
     }
 
     // x [..., m] times the transposed weight, [..., n] in the dtype of x. None where the general way has to be taken,
@@ -127,7 +128,7 @@ class Bound {
         const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
         if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)]) return dense_(x);
         const py::object y = empty_like_rows(x, dtype, shape, dims);
-        if (int8 && !covers_int8_) call(not_covered_);
+        if (int8 && !weight_.covers_int8()) call(not_covered_);
         gemm(weight_, from, element, batch, address(y), threads, activations);
         return y;
     }
@@ -165,18 +166,15 @@ class Bound {
             PyObject* const mine = PyTuple_GET_ITEM(tensors_.ptr(), static_cast<Py_ssize_t>(i));
             if (mine != PyTuple_GET_ITEM(args.ptr(), static_cast<Py_ssize_t>(i)) || address(mine) != addresses_[i])
                 return false;
-            if (repack_ && version(mine) != versions_[i]) return false;
+            if (versions_[i] != kNotCounted && version(mine) != versions_[i]) return false;
         }
         return true;
     }
 
-    // How often a tensor has been written to. Those made under torch.inference_mode do not count that.
-    static int64_t version(py::handle tensor) {
-        if (tensor.is_none()) return 0;
-        PyObject* const count = PyObject_GetAttr(tensor.ptr(), torch().version.ptr());
-        if (count == nullptr) PyErr_Clear();
-        return count == nullptr ? 0 : PyLong_AsLongLong(py::reinterpret_steal<py::object>(count).ptr());
-    }
+    static constexpr int64_t kNotCounted = -1;
+
+    // How often a tensor has been written to.
+    static int64_t version(py::handle tensor) { return PyLong_AsLongLong(get(tensor, torch().version).ptr()); }
 
     py::tuple tensors_;
     std::vector<uintptr_t> addresses_;
@@ -185,7 +183,6 @@ class Bound {
     bool repack_;
     std::array<int64_t, 3> limits_;
     py::object not_covered_, dense_;
-    bool covers_int8_;
 };
 
 }  // namespace

@@ -214,6 +214,13 @@ def test_layers_follow_the_setting_and_their_tensors(isa: str) -> None:
         other.sign.bitwise_not_()
         layer.load_state_dict(other.state_dict())
         assert torch.equal(layer(x), other(x))
+        layer.row_scale.data.mul_(2)  # torch does not count that
+        layer.refresh()
+        assert torch.equal(layer(x), run(layer.packed, x, False)) and not torch.equal(layer(x), other(x))
+        layer.load_state_dict(other.state_dict())
+        with torch.inference_mode():
+            made = ARBLinear(random_packed(40, 300, 64))
+        assert torch.equal(made(x), run(made.packed, x, False))
         many = x.repeat(ops.dense_batches(ops.view(ops.packed_args(pw)), 300, True)[2], 1)
         torch.testing.assert_close(layer(many)[:1], other(x), rtol=1e-4, atol=1e-3)  # dequantized
         with native.forced_activations("int8"):
@@ -235,3 +242,5 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         native.repack()
     monkeypatch.delenv("ARBLLM_REPACK")
     assert native.repack() is False
+    with pytest.raises(InputError, match="set_repack: '0'; must be True, False or None"):
+        native.set_repack("0")  # type: ignore[arg-type]

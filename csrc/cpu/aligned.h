@@ -36,7 +36,7 @@ inline LargeBytes aligned_large(int64_t bytes) {
     const size_t most = static_cast<size_t>(bytes), align = most < kPage ? 64 : kPage;
     LargeBytes made(static_cast<unsigned char*>(std::aligned_alloc(align, (most + align - 1) / align * align)));
     if (made == nullptr) throw std::bad_alloc();
-    if (align == kPage) madvise(made.get(), (most + kPage - 1) / kPage * kPage, MADV_HUGEPAGE);
+    if (align == kPage) madvise(made.get(), most / kPage * kPage, MADV_HUGEPAGE);  // not more than is asked for
     return made;
 }
 

@@ -205,9 +205,11 @@ struct InTiles {
     }
     int64_t scratch() const { return 0; }
 
-    // A panel, which lies in one piece, if there is one for every thread.
+    // About a panel, which lies in one piece; as much for every thread, in as many rounds as parallel_for keeps apart.
     int64_t rows_per_piece(int64_t threads) const {
-        return std::clamp<int64_t>(job->tiles / threads, 1, kPanelTiles) * kTileRows;
+        const int64_t panels = (job->tiles + kPanelTiles * threads - 1) / (kPanelTiles * threads);
+        const int64_t pieces = std::min(panels, kPiecesPerThread) * threads;
+        return (job->tiles + pieces - 1) / pieces * kTileRows;
     }
 };
 
@@ -366,6 +368,7 @@ Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int6
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             if (plans_ == nullptr || plans_->isa != isa) {
+                plans_.reset();  // a copy of the weight, before the next is made
                 if (const Status status = make_plans(view_, repack_, threads, *isa, plans_); status != Status::ok)
                     return status;
             }

@@ -13,7 +13,6 @@
 namespace arb {
 namespace {
 
-constexpr int64_t kPiecesPerThread = 4;  // a thread that starts late takes fewer pieces
 constexpr int kMaxThreads = 256;
 
 // A thread that waits looks again and again before it sleeps: waking one costs more than many a small layer, and the

@@ -2,16 +2,15 @@
 // set implements. Plain data only (see arb/packed.h).
 //
 // The copy. A part is up to 128 consecutive columns of a block in storage order, a tile 32 rows. A column's code is its
-// sign and above it the bits of its group, in one, two or four bits (one, two, four groups), and 4, 2 or 1 codes are a
-// nibble. A step is two nibbles of four bytes of every row of a tile: row r has bytes 4 r to 4 r + 3 of 128, and column
-// c of the step stands in byte c % 4 of these, in code c / 4. Nibble n of a part is that of columns 4 p n to 4 p (n +
-// 1)
-// - 1, where p is the codes in a nibble: four bytes' low nibbles if n is even. The steps of a part and tile lie behind
-// one another, and behind them, where salient columns have a second sign, as many steps as hold these: in 64 bytes
-// each, the first 16 rows' second signs where the signs of codes are and the others' one bit above, or in 128 as all
-// steps if codes have one bit. Behind those of a block's first part are its row scales, and behind them means, [kinds,
-// 32] as they are stored, whole numbers as halves. The tiles of a panel, so many or as many as are left, lie in the
-// order in which they are read: [parts, tiles].
+// sign and above it the bits of its group, in one, two or four bits (one, two, four groups), and c = 4, 2 or 1 codes
+// are a nibble. A step is two nibbles of four bytes of every row of a tile: row r has bytes 4 r to 4 r + 3 of 128, and
+// column j of the step stands in byte j % 4 of these, in code j / 4. Nibble n of a part is that of its 4 c columns from
+// 4 c n on: four bytes' low nibbles if n is even. The steps of a part and tile lie behind one another, and behind them,
+// where salient columns have a second sign, as many steps as hold these: in 64 bytes each, the first 16 rows' second
+// signs where the signs of codes are and the others' one bit above, or in 128 as all steps if codes have one bit.
+// Behind those of a block's first part are its row scales, and behind them means, [kinds, 32] as they are stored, whole
+// numbers as halves. The tiles of a panel, so many or as many as are left, lie in the order in which they are read:
+// [parts, tiles].
 //
 // The product. For a row of x, a part and a term - a kind of row scale or mean - each column's v = x_j times its column
 // scale becomes a whole number X = v / t, rounded. Of four bytes of a nibble each names the codes of its columns, so 16
@@ -21,7 +20,7 @@
 //     y_i = fma(float(S), R t, y_i), parts, passes and terms ascending; R is the row scale or mean
 //     y_i * p * 2^exponent * row base, in double
 // where x was divided by a power of two p that makes the largest |x| less than 4. This fixes every bit of the result.
-// A v is off by at most t / 2, where t is 1 / (127 - p / 2), 1 / (32639 - p / 2) or less than 2^-21 of the largest sum
+// A v is off by at most t / 2, where t is 1 / (127 - c / 2), 1 / (32639 - c / 2) or less than 2^-21 of the largest sum
 // of |v| in a byte of a nibble.
 #pragma once
 
@@ -32,7 +31,6 @@ namespace arb {
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kTilePart = 128;     // columns of a part
 constexpr int64_t kStepBytes = 128;    // of a step and tile
-constexpr int64_t kPlaceTable = 64;    // bytes: 16 numbers for each of four bytes
 constexpr int64_t kTileTerms = 2;      // that are looked up together
 constexpr int64_t kMostTileTerms = 8;  // four groups and their means
 constexpr int64_t kPanelTiles = 32;    // of a panel

@@ -44,6 +44,7 @@ class Weight {
     Weight& operator=(const Weight&) = delete;
 
     const PackedView& view() const { return view_; }
+    bool covers_int8() const { return repack_ || arb::covers_int8(view_); }
 
     // y = x * W^T with x [batch, m] and y [batch, n], contiguous, both of the same elements. A row of y depends neither
     // on the batch it came in nor on the number of threads. `threads` is an upper limit; small matrices use fewer.
