@@ -129,8 +129,11 @@ class ARBLinear(nn.Module):
         return PackedWeight(layout=self.layout, **{name: self._buffers[name] for name in PARTS})  # type: ignore[arg-type]
 
     def refresh(self) -> None:
-        """Derive `order` and `counts`. Call it after writing to `salient` or `columns` by hand; while native.repack() is
-        on, after writing to any part in a way that torch does not count (`.data`, numpy)."""
+        """Derive `order` and `counts`.
+
+        Call it after writing to `salient` or `columns` by hand; while native.repack() is on, after writing to any part
+        in a way that torch does not count (`.data`, numpy).
+        """
         packed = self.packed
         self._buffers["order"] = packed.order
         self._buffers["counts"] = packed.salient_counts
