@@ -308,7 +308,7 @@ WITH_BYTES = ("avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi")
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="x86-64 units only")
 @pytest.mark.parametrize(
     "unit",
-    ["avx2/kernels", "avx512/kernels"] + [f"{isa}/{kind}" for isa in WITH_BYTES for kind in ("line", "sums")],
+    ["avx2/kernels", "avx512/kernels"] + [f"{isa}/{kind}" for isa in WITH_BYTES for kind in ("line", "sums", "tiles")],
 )
 def test_units_share_no_code(unit: str, tmp_path: Path) -> None:
     """A weak symbol in a unit could be linked into code for machines that lack its instruction set."""
