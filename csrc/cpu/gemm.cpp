@@ -205,10 +205,13 @@ struct InTiles {
     }
     int64_t scratch() const { return 0; }
 
-    // About a panel, which lies in one piece; as much for every thread, in as many rounds as parallel_for keeps apart.
+    // A panel, which lies in one place: with parts of two it takes 6 to 20 % longer. Where threads would get too
+    // different numbers of panels, as much for each, in as many rounds as parallel_for keeps apart.
     int64_t rows_per_piece(int64_t threads) const {
-        const int64_t panels = (job->tiles + kPanelTiles * threads - 1) / (kPanelTiles * threads);
-        const int64_t pieces = std::min(panels, kPiecesPerThread) * threads;
+        constexpr int64_t kManyPanels = 5;
+        if (job->tiles >= kManyPanels * threads * kPanelTiles) return kPanelTiles * kTileRows;
+        const int64_t rounds = (job->tiles + kPanelTiles * threads - 1) / (kPanelTiles * threads);
+        const int64_t pieces = std::min(rounds, kPiecesPerThread) * threads;
         return (job->tiles + pieces - 1) / pieces * kTileRows;
     }
 };
