@@ -231,7 +231,8 @@ bool check_threads(bool by_line, bool repack, std::mt19937& random) {
     return (good[0] && good[1]) || fail("threads", "best", w);
 }
 
-bool check_weight(Weight& w, std::mt19937& random) {
+// `copies`: bits of repacked products too, which takes as long as all else.
+bool check_weight(Weight& w, bool copies, std::mt19937& random) {
     bool good = true;
     const std::vector<float> expected = dense(w, arb::Columns::original, "scalar", good);
     const std::vector<float> stored = dense(w, arb::Columns::stored, "scalar", good);
@@ -250,7 +251,7 @@ bool check_weight(Weight& w, std::mt19937& random) {
             if (batch == 3 && !check_gemm(w, expected, batch, isa, true, random)) return false;
         }
         if (arb::covers_int8(w.view) && !check_bits(w, isa, false, random)) return false;
-        if (!arb::covers_line(w.view) && !check_bits(w, isa, true, random)) return false;
+        if (copies && !arb::covers_line(w.view) && !check_bits(w, isa, true, random)) return false;
     }
     return true;
 }
@@ -272,11 +273,11 @@ int main() {
                 if (!mean) w.view.mean = {};
                 if (!col) w.view.col_scale = w.view.col_scale2 = {};
                 if (col && w.view.salient_order == 1) w.view.col_scale2 = {};
-                if (!check_weight(w, random)) return 1;
+                if (!check_weight(w, weights % 5 == 0, random)) return 1;
                 ++weights;
                 if (mean || !col) continue;
                 make_format_2(w, random);
-                if (!check_weight(w, random)) return 1;
+                if (!check_weight(w, weights % 5 == 0, random)) return 1;
                 ++weights;
             }
         }
