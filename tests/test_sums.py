@@ -59,11 +59,11 @@ def weights(n: int, m: int, k: int) -> list[PackedWeight]:
 WAYS = ((torch.float32, False), (torch.bfloat16, False), (torch.float16, False), (torch.float32, True))
 
 
-def run(pw: PackedWeight, x: torch.Tensor, int8: bool, threads: int = 1) -> torch.Tensor:
+def run(pw: PackedWeight, x: torch.Tensor, int8: bool, threads: int = 1, repack: bool = False) -> torch.Tensor:
     """In the dtype of x."""
     y = torch.full((x.shape[0], pw.layout.rows), float("nan"), dtype=x.dtype)
     args = ops.packed_args(pw)
-    weight, names = ops.native_weight(args), native.extension.Activations
+    weight, names = native.extension.Weight(ops.view(args), repack), native.extension.Activations
     assert weight.covers_int8
     way, batch = names.int8 if int8 else names.exact, x.shape[0]
     assert weight.gemm(x.data_ptr(), ops.element(x.dtype), batch, y.data_ptr(), threads, way) == native.active_isa()
@@ -202,14 +202,15 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: 
                 assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
 
 
-@pytest.mark.parametrize("batch", [0, 1, 2, 5, 66])
-def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
-    pw = random_packed(701, 1400, 128)
+@pytest.mark.parametrize("repack", [False, True])
+@pytest.mark.parametrize("batch", [0, 1, 2, 5, 19, 66])
+def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int, repack: bool) -> None:
+    pw = random_packed(2101 if repack else 701, 1400, 128)  # repacked: three panels, of which threads take pieces
     for dtype, int8 in WAYS:
         x = torch.randn(batch, 1400, dtype=dtype)
-        together = run(pw, x, int8, threads=3)
-        for i in range(0, batch, 4):
-            assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1], int8))
+        together = run(pw, x, int8, 3, repack)
+        for i in range(0, batch, 4 if batch < 66 or not repack else 13):
+            assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1], int8, 1, repack))
 
 
 def test_a_long_x_meets_panels_of_rows(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,16 +304,17 @@ def test_huge_and_tiny_x(isa: str, size: float) -> None:
     assert bool((run(pw, torch.zeros(1, 300), False) == 0).all())
 
 
-def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str) -> None:
+@pytest.mark.parametrize("repack", [False, True])
+def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str, repack: bool) -> None:
     pw = random_packed(8, 300, 128)
     for dtype, int8 in WAYS:
         x = torch.randn(5, 300, dtype=dtype)
-        before = run(pw, x, int8)
+        before = run(pw, x, int8, 1, repack)
         x[1, 7], x[3, 299] = float("inf"), float("nan")
-        got = run(pw, x, int8)
+        got = run(pw, x, int8, 1, repack)
         assert torch.equal(got[::2], before[::2]) and bool((~got[1::2].isfinite()).all())
         assert bool(got[3].isnan().all())
-    assert bool((run(random_packed(3, 64, 64, zero=True), torch.randn(1, 64), True) == 0).all())
+    assert bool((run(random_packed(3, 64, 64, zero=True), torch.randn(1, 64), True, 1, repack) == 0).all())
 
 
 def test_int8_is_opt_in_and_says_where_it_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import test_sums
 import torch
 from helpers import random_packed
 from test_sums import WAYS, ZONES, bound, same_bits
@@ -41,13 +42,8 @@ def weights(n: int, m: int, k: int) -> Iterator[PackedWeight]:
         yield pw
 
 
-def run(pw: PackedWeight, x: torch.Tensor, int8: bool, threads: int = 1, repack: bool = True) -> torch.Tensor:
-    """In the dtype of x."""
-    y = torch.full((x.shape[0], pw.layout.rows), float("nan"), dtype=x.dtype)
-    weight = native.extension.Weight(ops.view(ops.packed_args(pw)), repack)
-    way = getattr(native.extension.Activations, "int8" if int8 else "exact")
-    weight.gemm(x.data_ptr(), ops.element(x.dtype), x.shape[0], y.data_ptr(), threads, way)
-    return y
+def run(pw: PackedWeight, x: torch.Tensor, int8: bool, repack: bool = True) -> torch.Tensor:
+    return test_sums.run(pw, x, int8, 1, repack)
 
 
 def rounded(values: torch.Tensor, codes: int, digits: int) -> torch.Tensor:
@@ -133,16 +129,6 @@ def test_instruction_sets_give_the_same_bits(isa: str, n: int, m: int, k: int) -
                 assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
 
 
-@pytest.mark.parametrize("batch", [0, 1, 2, 5, 19])
-def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
-    pw = random_packed(2101, 1400, 128)  # more tiles than meet several rows of x at once
-    for dtype, int8 in WAYS:
-        x = torch.randn(batch, 1400, dtype=dtype)
-        together = run(pw, x, int8, threads=3)
-        for i in range(0, batch, 4):
-            assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1], int8))
-
-
 @pytest.mark.parametrize("plus", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -179,24 +165,13 @@ def test_huge_and_tiny_x(isa: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("salient", [0.0, 0.4, 1.0])
-def test_error_of_random_weights_is_below_one_percent(isa: str, salient: float) -> None:
+def test_error_of_random_weights_is_about_one_percent(isa: str, salient: float) -> None:
     for k, shared in itertools.product((64, 128, 1024), (False, True)):
         pw = random_packed(64, 1024, k, salient=salient, shared=shared, coded=shared and k < 512)
         x = torch.randn(4, 1024)
         exact = x.double() @ pw.dequantize().double().T
         error = (run(pw, x, True).double() - exact).norm() / exact.norm()
         assert 1e-4 < float(error) < 0.012, (k, float(error))
-
-
-def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str) -> None:
-    pw = random_packed(8, 300, 128)
-    for dtype, int8 in WAYS:
-        x = torch.randn(5, 300, dtype=dtype)
-        before = run(pw, x, int8)
-        x[1, 7], x[3, 299] = float("inf"), float("nan")
-        got = run(pw, x, int8)
-        assert torch.equal(got[::2], before[::2]) and bool((~got[1::2].isfinite()).all())
-        assert bool(got[3].isnan().all())
 
 
 def test_layers_follow_the_setting_and_their_tensors(isa: str) -> None:

@@ -165,8 +165,8 @@ struct BySums {
 
 struct InTiles {
     using Row = TilesRow;
-    static constexpr int64_t kTile = kTilesRows, kExactTile = kTilesRows;
-    static constexpr int64_t kRows = kTilesRows;  // tables of more would fill the cache
+    static constexpr int64_t kTile = kTileBatch, kExactTile = kTileBatch;
+    static constexpr int64_t kRows = kTileBatch;  // tables of more would fill the cache
     const TilesKernels* kernels;
     const SumsKernels* sums;
     const TilesJob* job;

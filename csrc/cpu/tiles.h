@@ -34,7 +34,7 @@ constexpr int64_t kStepBytes = 128;    // of a step and tile
 constexpr int64_t kTileTerms = 2;      // that are looked up together
 constexpr int64_t kMostTileTerms = 8;  // four groups and their means
 constexpr int64_t kPanelTiles = 32;    // of a panel
-constexpr int64_t kTilesRows = 8;      // rows of x multiplied at once, at most
+constexpr int64_t kTileBatch = 8;      // rows of x multiplied at once, at most
 
 // v of a term: x times line `line` of col_scale (plane 1), of col_scale2 (2), or x alone (0). Of each code in a nibble,
 // bits name the nibbles for which its X counts: as it is, negated.
@@ -98,7 +98,7 @@ struct TilesKernels {
     // time.
     void (*prepare)(const TilesJob& job, int64_t part, const float* values, int64_t number, TilesRow& row);
 
-    // y[t][i] for t < count, kTilesRows at most, and rows begin..end-1 of the weight, `begin` a multiple of kTileRows.
+    // y[t][i] for t < count, kTileBatch at most, and rows begin..end-1 of the weight, `begin` a multiple of kTileRows.
     void (*multiply)(const TilesJob& job, const TilesRow* x, int64_t count, int64_t number, int64_t begin, int64_t end,
                      float* const* y);
 };

@@ -154,9 +154,6 @@ template <int COUNT, typename Pick>
 inline void pick_halves(const unsigned char*, const Pick&, Lanes&, Lanes&) {}
 
 // For tiles.inc.
-inline Lanes load_half_lanes(const unsigned char* p) { return load_halves(p); }
-inline Lanes fill_lanes(float value) { return broadcast(value); }
-inline void store_lanes(float* p, Lanes v) { store(p, v); }
 inline Ints fill_ints(int32_t value) { return _mm256_set1_epi32(value); }
 constexpr int kTogether = 1;  // vectors of rows side by side
 // Every four bytes of the vector are those at p.

@@ -209,9 +209,6 @@ inline void pick_halves(const unsigned char* p, const Pick& pick, Lanes& low, La
 }
 
 // For tiles.inc.
-inline Lanes load_half_lanes(const unsigned char* p) { return load_halves(p); }
-inline Lanes fill_lanes(float value) { return broadcast(value); }
-inline void store_lanes(float* p, Lanes v) { store(p, v); }
 inline Ints fill_ints(int32_t value) { return _mm512_set1_epi32(value); }
 constexpr int kTogether = 2;  // vectors of rows side by side
 // Every four bytes of the vector are those at p.

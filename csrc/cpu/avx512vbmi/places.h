@@ -14,9 +14,8 @@ inline Bytes look_up_places(Places table, Bytes numbers) { return _mm512_permute
 struct PlaceNumbers {
     Bytes nibble = keep_register(fill_bytes(15));
     Bytes place = keep_register(_mm512_set1_epi32(0x30201000));
-    Bytes operator()(Bytes v) const {
-        return _mm512_ternarylogic_epi32(v, nibble, place, 0xea);
-    }  // (v & nibble) | place
+    // (v & nibble) | place
+    Bytes operator()(Bytes v) const { return _mm512_ternarylogic_epi32(v, nibble, place, 0xea); }
 };
 
 inline Ints keep_sums(Ints v) { return keep_register(v); }

@@ -1,6 +1,7 @@
 #include "places.h"
 
 #include "../buffers.inc"
+#include "../float_lanes.inc"
 #include "../tile_places.inc"
 #include "../tiles.inc"
 
