@@ -177,29 +177,39 @@ def bound(pw: PackedWeight, x: torch.Tensor, digits: bool) -> torch.Tensor:
     return size * most_weight(pw) * (rounding + (2.0**-21 if digits else 0.0)) + 1e-30
 
 
+def check_definition(pw: PackedWeight, x: torch.Tensor, repack: bool, reference: Any, bound: Any) -> None:
+    """Three digits against float64, one and two against `reference`, as far as `bound` allows."""
+    dense = pw.dequantize().double().T
+    off = (run(pw, x, False, repack=repack).double() - x.double() @ dense).abs()
+    assert bool((off <= bound(pw, x, True)).all()), pw.layout
+    off = (run(pw, x, True, repack=repack).double() - reference(pw, x, digits=1)).abs()
+    assert bool((off <= bound(pw, x, False)).all()), pw.layout
+    half = x.half()
+    expected = reference(pw, half.float(), digits=2)
+    off = (run(pw, half, False, repack=repack).double() - expected).abs()
+    rounding = 2.0**-11 * expected.abs() + 2.0**-25
+    assert bool((off <= bound(pw, half, False) + rounding).all()), pw.layout
+
+
+def check_bits(pw: PackedWeight, batch: int, repack: bool) -> None:
+    """Against the scalar code."""
+    for dtype, int8 in WAYS:
+        x = torch.randn(batch, pw.layout.cols, dtype=dtype)
+        got = run(pw, x, int8, repack=repack)
+        with native.forced_isa("scalar"):
+            assert same_bits(got, run(pw, x, int8, repack=repack)), (dtype, int8, pw.layout)
+
+
 @pytest.mark.parametrize("n,m,k", SHAPES + WIDE)
 def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
-        x = torch.randn(3, m)
-        dense = pw.dequantize().double().T
-        off = (run(pw, x, False).double() - x.double() @ dense).abs()
-        assert bool((off <= bound(pw, x, True)).all()), pw.layout
-        off = (run(pw, x, True).double() - reference(pw, x)).abs()
-        assert bool((off <= bound(pw, x, False)).all()), pw.layout
-        half = x.half()
-        expected = reference(pw, half.float(), digits=2)
-        off, rounding = (run(pw, half, False).double() - expected).abs(), 2.0**-11 * expected.abs() + 2.0**-25
-        assert bool((off <= bound(pw, half, False) + rounding).all()), pw.layout
+        check_definition(pw, torch.randn(3, m), False, reference, bound)
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES + WIDE)
 def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
-        for dtype, int8 in WAYS:
-            x = torch.randn(5, m, dtype=dtype)
-            got = run(pw, x, int8)
-            with native.forced_isa("scalar"):
-                assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
+        check_bits(pw, 5, False)
 
 
 @pytest.mark.parametrize("repack", [False, True])

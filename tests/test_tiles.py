@@ -10,7 +10,7 @@ import pytest
 import test_sums
 import torch
 from helpers import random_packed
-from test_sums import WAYS, ZONES, bound, same_bits
+from test_sums import WAYS, ZONES, bound, check_bits, check_definition
 
 from arbllm_kernels import native, ops
 from arbllm_kernels.errors import InputError
@@ -107,26 +107,13 @@ def slack(pw: PackedWeight, x: torch.Tensor, digits: bool) -> torch.Tensor:
 @pytest.mark.parametrize("n,m,k", SHAPES)
 def test_products_equal_their_definition(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
-        x = torch.randn(2, m)
-        dense = pw.dequantize().double().T
-        off = (run(pw, x, False).double() - x.double() @ dense).abs()
-        assert bool((off <= slack(pw, x, True)).all()), pw.layout
-        off = (run(pw, x, True).double() - reference(pw, x, 1)).abs()
-        assert bool((off <= slack(pw, x, False)).all()), pw.layout
-        half = x.half()
-        expected = reference(pw, half.float(), 2)
-        off, rounding = (run(pw, half, False).double() - expected).abs(), 2.0**-11 * expected.abs() + 2.0**-25
-        assert bool((off <= slack(pw, half, False) + rounding).all()), pw.layout
+        check_definition(pw, torch.randn(2, m), True, reference, slack)
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES)
 def test_instruction_sets_give_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
-        for dtype, int8 in WAYS:
-            x = torch.randn(3, m, dtype=dtype)
-            got = run(pw, x, int8)
-            with native.forced_isa("scalar"):
-                assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
+        check_bits(pw, 3, True)
 
 
 @pytest.mark.parametrize("plus", [False, True])
