@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .cpu import ELEMENTS
 from .direct import product
 from .errors import InputError
-from .ops import DEQUANTIZE, ELEMENTS, LINEAR, PackedArgs, check_device, layout_sizes, packed_args
+from .ops import DEQUANTIZE, LINEAR, PackedArgs, check_device, layout_sizes, packed_args
 from .packed import PARTS, Layout, PackedWeight
 
 X_DTYPES = tuple(ELEMENTS)
@@ -35,7 +36,7 @@ def linear(x: Tensor, pw: PackedWeight, bias: Tensor | None = None) -> Tensor:
     _check_packed("linear", pw)
     _check_bias("linear", bias, pw.layout.rows)
     args = packed_args(pw)
-    y, pw.__dict__["_bound"] = product(x, args, pw.__dict__.get("_bound"))
+    y = product(x, args)
     if y is None:
         _check_input(x, pw.layout, pw.sign.device)
         y = LINEAR(x, *args)
@@ -55,7 +56,6 @@ class ARBLinear(nn.Module):
 
     layout: Layout
     bias: nn.Parameter | None
-    _bound: Any  # of direct.product
 
     def __init__(self, pw: PackedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -63,7 +63,6 @@ class ARBLinear(nn.Module):
         _check_bias("ARBLinear", bias, pw.layout.rows)
         self.layout = pw.layout
         self._sizes = layout_sizes(pw.layout)
-        self._bound = None
         parts = pw.tensors()
         for name in PARTS:
             self.register_buffer(name, parts.get(name))
@@ -125,7 +124,13 @@ class ARBLinear(nn.Module):
 
     @property
     def packed(self) -> PackedWeight:
-        """The weight, sharing memory with the buffers."""
+        """The weight, sharing memory with the buffers and what its products keep (cpu.py)."""
+        packed = self._derive()
+        packed.__dict__.update(order=self._buffers["order"], salient_counts=self._buffers["counts"])
+        return packed
+
+    def _derive(self) -> PackedWeight:
+        """The weight, with an order and counts of its own."""
         return PackedWeight(layout=self.layout, **{name: self._buffers[name] for name in PARTS})  # type: ignore[arg-type]
 
     def refresh(self) -> None:
@@ -134,7 +139,7 @@ class ARBLinear(nn.Module):
         Call it after writing to `salient` or `columns` by hand; while native.repack() is on, after writing to any part
         in a way that torch does not count (`.data`, numpy).
         """
-        packed = self.packed
+        packed = self._derive()
         self._buffers["order"] = packed.order
         self._buffers["counts"] = packed.salient_counts
 
@@ -148,9 +153,7 @@ class ARBLinear(nn.Module):
         """[..., m] -> [..., n] in the dtype of x. Raises InputError as `linear` does."""
         state = self.__dict__  # self.name takes nn.Module several times as long
         args = _arguments(state["_buffers"], state["_sizes"])
-        y, bound = product(x, args, state["_bound"])
-        if bound is not state["_bound"]:
-            self._bound = bound
+        y = product(x, args)
         if y is None:
             _check_input(x, self.layout, args[0].device)
             y = LINEAR(x, *args)

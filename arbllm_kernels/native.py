@@ -78,14 +78,14 @@ _activations: str | None = None  # None: not asked for yet
 
 
 def set_activations(name: str | None) -> None:
-    """Choose how batches that are not dequantized (ops.dense_batches) are multiplied on the CPU from now on.
+    """Choose how batches that are not dequantized (cpu.dense_batches) are multiplied on the CPU from now on.
 
     "exact" (the default) is as good as float32 for x in float32. x in bfloat16 is rounded to 16 bits per block of
     columns or part of one, x in float16 to 16 bits per part of up to 128 columns, and else to 23: a y in which large
     terms cancel can be off by more than its last bit; the norm of the product is not. "int8" rounds each row of x to 8
     bits per block or part of one, which is faster and adds an error of about 0.7 % of the product's norm
-    (docs/cpu-kernels.md). Layouts without an int8 kernel (several blocks of less than 64 columns, unless
-    they are repacked) are multiplied exactly, and a warning says so once.
+    (docs/cpu-kernels.md). Several blocks of less than 64 columns have an int8 kernel for repacked
+    copies alone (set_repack); without one they are multiplied exactly, and a warning says so once.
 
     Args:
         name: "exact", "int8", or None to go back to the environment variable ARBLLM_ACTIVATIONS or the default.
@@ -128,20 +128,20 @@ _repack: bool | None = None  # None: not asked for yet
 
 
 def set_repack(on: bool | None) -> None:
-    """Choose whether layers keep a second copy of their weight, by which a few rows of x are multiplied faster.
+    """Choose whether weights are multiplied with a few rows of x in a copy made for that, which is up to twice as fast.
 
-    A layer's first short product makes the copy. It takes 0.9 to 1.2 times the memory of the weight, more where blocks
-    are narrower than 32 columns. The weight itself is then read by long prompts alone, and by what goes through the
-    operator arb::linear: torch.compile, autograd, an x that is not contiguous; of a mapped file its pages can go. Every
-    layout has int8, whose error is 0.7 to 1.1 % of the product's norm (1.4 % with one group). Weights with 8-bit row
-    scales and one column scale, as of the presets `best` and `compact`, are not copied and would not gain; neither do
-    four groups, but with int8 and without means. docs/cpu-kernels.md, "In tiles".
+    A weight's first short product makes the copy, in about the time of ten products. It takes 0.9 to 1.2 times the
+    memory of the weight, more where blocks are narrower than 32 columns. Where the weight maps a file, as
+    `arbllm_kernels.load` gives it, its own pages are given back for that; weights that were just quantized stay in
+    memory beside their copies. Every layout has int8, whose error is 0.7 to 1.1 % of the product's norm (1.4 % with one
+    group). Weights with 8-bit row scales and one column scale, as of the presets `best` and `compact`, are not copied
+    and would not gain; neither are four groups. docs/cpu-kernels.md, "In tiles".
 
     A copy is made again when torch counts that one of the tensors was written to. It does not count what goes through
     `.data` or numpy, nor tensors made under torch.inference_mode: call `ARBLinear.refresh` after that.
 
     Args:
-        on: None goes back to the environment variable ARBLLM_REPACK ("1" or "0"), or to no copies.
+        on: None goes back to the environment variable ARBLLM_REPACK ("1" or "0"), or to copies.
 
     Raises:
         InputError: `on` is something else.
@@ -156,7 +156,7 @@ def repack() -> bool:
     """What is in force. Raises InputError if ARBLLM_REPACK is something else than 0 or 1."""
     global _repack
     if _repack is None:
-        value = os.environ.get("ARBLLM_REPACK") or "0"
+        value = os.environ.get("ARBLLM_REPACK") or "1"
         if value not in ("0", "1"):
             raise InputError(f"ARBLLM_REPACK: {value!r}; must be 0 or 1")
         _repack = value == "1"

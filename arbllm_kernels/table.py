@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .cpu import DENSE_BATCH, tiles
 from .errors import InputError
 from .native import extension
-from .ops import DENSE_BATCH, tiles
 
 LEVELS = 127
 EXACT = (nn.Embedding, nn.Linear)  # subclasses may do more than look up or multiply

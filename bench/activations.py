@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 
 import arbllm_kernels as arb
-from arbllm_kernels import native, ops
+from arbllm_kernels import cpu, native
 from arbllm_kernels.evaluate import perplexity, text_ids
 
 # Dtype of the model, activations, whether W is dequantized.
@@ -42,14 +42,14 @@ def main() -> None:
     for path in options.models:
         for name in options.ways:
             dtype, activations, dense = WAYS[name]
-            limits = (0 if dense else ops.NEVER,) * 3
+            limits = (0 if dense else cpu.NEVER,) * 3
             # Loaded anew for each: a layer keeps the limits of its first product.
             model, tokenizer = arb.load(path, dtype=dtype)
             ids = text_ids(options.text, tokenizer)
             start = time.perf_counter()
             with (
                 native.forced_activations(activations),
-                mock.patch.object(ops, "dense_batches", lambda *_, limits=limits: limits),
+                mock.patch.object(cpu, "dense_batches", lambda *_, limits=limits: limits),
             ):
                 value = perplexity(model, ids, options.seqlen, windows=options.windows)
             print(f"| {path.stem} | {name} | {value:.2f} | {time.perf_counter() - start:.0f} |", flush=True)

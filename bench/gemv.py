@@ -3,7 +3,7 @@
     python bench/gemv.py [--shapes 4096x4096 576x576] [--batch 1 4] [--threads 1 2] [--json out.json]
     python bench/gemv.py --llama-bench PATH --gguf TQ2_0.gguf Q2_K.gguf    rows of llama.cpp beside it
     python bench/gemv.py --layouts --batch 1 --shapes 4096x4096            what else the format stores, not the presets
-    python bench/gemv.py --repack        rows of repacked weights beside those of weights as they are stored
+    python bench/gemv.py --stored        rows of weights without a copy (native.set_repack) beside those with one
     python bench/gemv.py --threshold     packed kernel against dequantize + BLAS, by batch
     python bench/gemv.py --overhead      microseconds per call of a 576 x 576 ARBLinear
 
@@ -40,9 +40,9 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from helpers import random_packed
+from helpers import element, native_weight, random_packed
 
-from arbllm_kernels import native, ops
+from arbllm_kernels import cpu, native, ops
 from arbllm_kernels.linear import ARBLinear, linear
 from arbllm_kernels.packed import PackedWeight
 
@@ -71,7 +71,7 @@ WAYS = {
     "bf16 x": (torch.bfloat16, "exact", 0.003),  # half of a bfloat16's last bit is up to 0.4 %
     "int8": (torch.float32, "int8", 0.015),
 }
-REPACKED = ", repacked"  # after the names of layouts' rows
+STORED = ", as stored"  # after the names of layouts' rows: without the copy that they would have
 
 
 @dataclass
@@ -110,16 +110,16 @@ def check(pw: PackedWeight, x: torch.Tensor) -> None:
     for name, (dtype, activations, most) in WAYS.items():
         own = x.to(dtype)
         exact = own.double() @ pw.dequantize().double().t()
-        for copies in (False, True) if repacks(pw) else (False,):
+        for copies in (False, True) if gains_by_copy(pw) else (False,):
             with native.forced_activations(activations), native.forced_repack(copies):
                 error = float((linear(own, pw).double() - exact).norm() / exact.norm())
             if not error <= most:
                 raise SystemExit(f"RED: the {name} product of {pw.shape} is off by {error:.3g} of its norm; no times")
 
 
-def repacks(pw: PackedWeight) -> bool:
-    """Whether there is anything to gain by a second copy."""
-    return not bool(ops.view(ops.packed_args(pw)).covers_line)
+def gains_by_copy(pw: PackedWeight) -> bool:
+    """Whether it has a copy, unless native.set_repack turns that off."""
+    return bool(cpu.view(ops.packed_args(pw)).gains_by_copy)
 
 
 def timed(
@@ -163,17 +163,17 @@ def measure(
     threads: list[int],
     rounds: int,
     cache_mb: int,
-    repack: bool,
+    stored: bool,
 ) -> list[Row]:
-    """All rows of one shape. `repack`: of repacked weights too, which have their own list of weights."""
+    """All rows of one shape. `stored`: of weights without a copy too, which have their own list of weights."""
     rows, cols = (int(part) for part in shape.split("x"))
     weights: dict[str, list[PackedWeight]] = {}
     for name, options in layouts.items():
         pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
         weights[name] = copies_of(pw, cache_mb)
-        if repack and repacks(pw):
-            weights[name + REPACKED] = copies_of(pw, cache_mb)
+        if stored and gains_by_copy(pw):
+            weights[name + STORED] = copies_of(pw, cache_mb)
     count = cache_mb * 2**20 // (4 * rows * cols) + 2
     dense = [torch.randn(rows, cols) for _ in range(count)]
     half = [torch.randn(rows, cols).bfloat16() for _ in range(2 * count)]
@@ -193,19 +193,19 @@ def measure(
                 "probe": lambda i: probe.sum(),
             }
             for name, copies in weights.items():
-                second = name.endswith(REPACKED)
+                repack = not name.endswith(STORED)
                 for way in ("exact", "bf16 x"):
-                    contenders[f"{name}, {way}"] = packed_call(copies, x, way, second)
-                if batch >= ops.DENSE_BATCH and not second:
+                    contenders[f"{name}, {way}"] = packed_call(copies, x, way, repack)
+                if batch >= cpu.DENSE_BATCH and repack:
                     contenders[f"{name}, dequantized at once"] = lambda i, x=x, copies=copies: F.linear(
                         x, torch.ops.arb.dequantize(*ops.packed_args(copies[(i + 1) % len(copies)]))
                     )
-                if batch < ops.dense_batches(ops.view(ops.packed_args(copies[0])), cols, second)[0]:
-                    contenders[f"{name}, int8"] = packed_call(copies, x, "int8", second)
+                if batch < cpu.dense_batches(cpu.view(ops.packed_args(copies[0])), repack)[0]:
+                    contenders[f"{name}, int8"] = packed_call(copies, x, "int8", repack)
             with torch.no_grad():
                 # Code and x are in the cache, as in decoding; weights are not. In a long call that makes no difference.
                 before = -1 if rows * cols * batch < 1 << 32 else None
-                times = timed(contenders, rounds if batch < ops.DENSE_BATCH else max(3, rounds // 5), before)
+                times = timed(contenders, rounds if batch < cpu.DENSE_BATCH else max(3, rounds // 5), before)
             medians = {name: statistics.median(t) for name, t in times.items()}
             bandwidth = probe.numel() * 4 / medians.pop("probe")
             for name, median in medians.items():
@@ -261,15 +261,15 @@ def our_tokens(found: list[Row], layers: int) -> list[dict[str, object]]:
     return lines
 
 
-def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: int, repack: bool) -> None:
-    """Times of both ways of `linear`, to choose what ops.dense_batches answers."""
-    chosen = ops.dense_batches
+def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: int, stored: bool) -> None:
+    """Times of both ways of `linear`, to choose what cpu.dense_batches answers."""
+    chosen = cpu.dense_batches
     print("| shape | preset | way | threads | batch | packed ms | dequantize + mm ms |")
     print("|---|---|---|---|---|---|---|")
     for (rows, cols), (name, options) in itertools.product(((576, 576), (4096, 4096)), layouts.items()):
         pw = random_packed(rows, cols, **options)
         check(pw, torch.randn(2, cols))
-        if repack and not repacks(pw):
+        if stored and not gains_by_copy(pw):
             continue
         twins = copies_of(pw, 0)  # each keeps to the way of its first product
         for way, count, batch in itertools.product(WAYS, threads, BATCHES):
@@ -278,14 +278,14 @@ def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: in
             x = torch.randn(batch, cols, dtype=dtype)
 
             def call(limit: int, x: torch.Tensor = x, twins: list[PackedWeight] = twins) -> torch.Tensor:
-                ops.dense_batches = lambda *_: (limit,) * 3
+                cpu.dense_batches = lambda *_: (limit,) * 3
                 return linear(x, twins[limit == 0])
 
-            with native.forced_activations(activations), native.forced_repack(repack):
-                times = timed({"packed": lambda i: call(ops.NEVER), "dense": lambda i: call(0)}, rounds)
+            with native.forced_activations(activations), native.forced_repack(not stored):
+                times = timed({"packed": lambda i: call(cpu.NEVER), "dense": lambda i: call(0)}, rounds)
             packed, dense = (statistics.median(times[kind]) * 1e3 for kind in ("packed", "dense"))
             print(f"| {rows}x{cols} | {name} | {way} | {count} | {batch} | {packed:.2f} | {dense:.2f} |", flush=True)
-    ops.dense_batches = chosen
+    cpu.dense_batches = chosen
 
 
 def overhead(rounds: int) -> None:
@@ -294,19 +294,19 @@ def overhead(rounds: int) -> None:
     check(pw, torch.randn(2, 576))
     layer, dense, x = ARBLinear(pw), torch.nn.Linear(576, 576, bias=False), torch.randn(1, 576)
     tiny, one = ARBLinear(random_packed(1, 1, 1)), torch.randn(1, 1)
-    args, kernel = ops.packed_args(pw), ops.native_weight(ops.packed_args(pw))
+    args, kernel = ops.packed_args(pw), native_weight(ops.packed_args(pw))
     torch.set_num_threads(1)
     contenders: dict[str, Callable[[int], object]] = {}
     for name, (dtype, activations, _) in WAYS.items():
         own, y = x.to(dtype), torch.empty(1, 576, dtype=dtype)
-        element, way = ops.element(dtype), getattr(native.extension.Activations, activations)
+        kind, way = element(dtype), getattr(native.extension.Activations, activations)
 
         def call(i: int, own: torch.Tensor = own, activations: str = activations) -> object:
             native.set_activations(activations)
             return layer(own)
 
-        def alone(i: int, x: torch.Tensor = own, y: torch.Tensor = y, element: Any = element, way: Any = way) -> None:
-            kernel.gemm(x.data_ptr(), element, 1, y.data_ptr(), 1, way)
+        def alone(i: int, x: torch.Tensor = own, y: torch.Tensor = y, kind: Any = kind, way: Any = way) -> None:
+            kernel.gemm(x.data_ptr(), kind, 1, y.data_ptr(), 1, way)
 
         contenders[f"ARBLinear 576 x 576, {name}"] = call
         contenders[f"its kernel alone, {name}"] = alone
@@ -336,14 +336,16 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="files of LLaMA-7B layers for it")
     parser.add_argument("--layers", type=int, default=2, help="layers in these files")
     parser.add_argument("--layouts", action="store_true", help="other layouts than the presets'")
-    parser.add_argument("--repack", action="store_true", help="rows of repacked weights too (native.set_repack)")
+    parser.add_argument(
+        "--stored", action="store_true", help="rows of weights without a copy too; of --threshold: alone"
+    )
     parser.add_argument("--threshold", action="store_true")
     parser.add_argument("--overhead", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
     layouts = LAYOUTS if options.layouts else PRESETS
     if options.threshold:
-        return threshold(layouts, options.threads, min(options.rounds, 5), options.repack)
+        return threshold(layouts, options.threads, min(options.rounds, 5), options.stored)
     if options.overhead:
         return overhead(options.rounds)
     load = os.getloadavg()[0]
@@ -353,7 +355,7 @@ def main() -> None:
         row
         for shape in options.shapes
         for row in measure(
-            shape, layouts, options.batch, options.threads, options.rounds, options.cache_mb, options.repack
+            shape, layouts, options.batch, options.threads, options.rounds, options.cache_mb, options.stored
         )
     ]
     print_rows(found)

@@ -81,36 +81,39 @@ bool product_alone(py::handle x) {
            PyLong_AsLong(get(t.forward_ad, t.current_level).ptr()) < 0;
 }
 
-// A native weight and the tensors it was made from, which it keeps alive.
+// A native weight and the tensors it was made from. It keeps them alive, but for the column order, which keeps it.
 class Bound {
   public:
     // `repack`: as for arb::Weight, which then is of no use once a tensor has been written to.
     // `limits`: how many rows of x are too many for the packed kernels, in one, two and three digits.
-    // `dense(x)` is the product of so many. `not_covered` is called where int8 activations are asked for and the
-    // product is exact all the same.
-    Bound(const py::tuple& tensors, const arb::PackedView& view, bool repack, std::array<int64_t, 3> limits,
+    // `dense(x, order, view)` is the product of so many. `not_covered` is called where int8 activations are asked for
+    // and the product is exact all the same.
+    Bound(const py::tuple& tensors, const py::object& view, bool repack, std::array<int64_t, 3> limits,
           const py::object& not_covered, const py::object& dense)
-        : tensors_(tensors),
-          weight_(view, repack),
+        : view_(view),
+          weight_(view.cast<const arb::PackedView&>(), repack),
           repack_(repack),
           limits_(limits),
           not_covered_(not_covered),
           dense_(dense) {
-        for (const py::handle tensor : tensors) {
+        const bool copied = repack && arb::gains_by_copy(weight_.view());
+        for (size_t i = 0; i < tensors.size(); ++i) {
+            const py::object tensor = tensors[i];
+            tensors_.push_back(i == kOrder ? py::object() : tensor);
             addresses_.push_back(address(tensor));
             // Tensors made under torch.inference_mode do not count what is written to them.
-            const bool counts = repack && !tensor.is_none() && !is_true(call(tensor, torch().is_inference));
+            const bool counts = copied && !tensor.is_none() && !is_true(call(tensor, torch().is_inference));
             versions_.push_back(counts ? version(tensor) : kNotCounted);
         }
     }
 
-    // x [..., m] times the transposed weight, [..., n] in the dtype of x. None where the general way has to be taken,
-    // NotImplemented where the first elements of `args` are no longer the same tensors at the same addresses, or
-    // `repack` is not what it was.
-    py::object product(py::handle x, const py::tuple& args, bool int8, int64_t threads, bool repack) {
+    // x [..., m] times the transposed weight, [..., n] in the dtype of x. None where x is not what it has to be or, if
+    // the product has to be `alone`, where something else is wanted too. NotImplemented where the first elements of
+    // `args` are no longer the same tensors at the same addresses, or `repack` is not what it was.
+    py::object product(py::handle x, const py::tuple& args, bool int8, int64_t threads, bool repack, bool alone) {
         if (repack != repack_ || !fits(args)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
         const Torch& t = torch();
-        if (reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != t.tensor_type.ptr() || !product_alone(x))
+        if (alone && (reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != t.tensor_type.ptr() || !product_alone(x)))
             return py::none();
         const py::object dtype = get(x, t.dtype), shape = get(x, t.shape);
         const bool is_float = dtype.is(t.float32), is_bf16 = dtype.is(t.bfloat16);
@@ -126,7 +129,11 @@ class Bound {
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         const auto element = is_float ? arb::Element::fp32 : is_bf16 ? arb::Element::bf16 : arb::Element::fp16;
         const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
-        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)]) return dense_(x);
+        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)]) {
+            const py::object y = dense_(x, args[kOrder], view_);
+            weight_.release();
+            return y;
+        }
         const py::object y = empty_like_rows(x, dtype, shape, dims);
         if (int8 && !weight_.covers_int8()) call(not_covered_);
         gemm(weight_, from, element, batch, address(y), threads, activations);
@@ -163,22 +170,23 @@ class Bound {
 
     bool fits(const py::tuple& args) const {
         for (size_t i = 0; i < addresses_.size(); ++i) {
-            PyObject* const mine = PyTuple_GET_ITEM(tensors_.ptr(), static_cast<Py_ssize_t>(i));
-            if (mine != PyTuple_GET_ITEM(args.ptr(), static_cast<Py_ssize_t>(i)) || address(mine) != addresses_[i])
-                return false;
-            if (versions_[i] != kNotCounted && version(mine) != versions_[i]) return false;
+            PyObject* const now = PyTuple_GET_ITEM(args.ptr(), static_cast<Py_ssize_t>(i));
+            if ((i != kOrder && now != tensors_[i].ptr()) || address(now) != addresses_[i]) return false;
+            if (versions_[i] != kNotCounted && version(now) != versions_[i]) return false;
         }
         return true;
     }
 
+    static constexpr size_t kOrder = 8;  // of the column order among the tensors
     static constexpr int64_t kNotCounted = -1;
 
     // How often a tensor has been written to.
     static int64_t version(py::handle tensor) { return PyLong_AsLongLong(get(tensor, torch().version).ptr()); }
 
-    py::tuple tensors_;
+    std::vector<py::object> tensors_;
     std::vector<uintptr_t> addresses_;
     std::vector<int64_t> versions_;
+    py::object view_;
     arb::Weight weight_;
     bool repack_;
     std::array<int64_t, 3> limits_;
@@ -189,7 +197,7 @@ class Bound {
 
 void register_direct(py::module_& m) {
     py::class_<Bound>(m, "Bound")
-        .def(py::init<const py::tuple&, const arb::PackedView&, bool, std::array<int64_t, 3>, const py::object&,
+        .def(py::init<const py::tuple&, const py::object&, bool, std::array<int64_t, 3>, const py::object&,
                       const py::object&>())
         .def("product", &Bound::product)
         // Not copied, not pickled: a layer makes it anew.

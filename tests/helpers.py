@@ -1,12 +1,14 @@
-"""random_packed: packed weights of any shape, built the way the solver builds them (Block -> PackedWeight)."""
+"""Packed weights of any shape, built the way the solver builds them (Block -> PackedWeight), and their native side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from arbllm_kernels import cpu, native
 from arbllm_kernels.block import Block
 from arbllm_kernels.packed import MAX_CODE, Layout, PackedWeight
 
@@ -91,3 +93,13 @@ def random_packed(
             )
         )
     return PackedWeight.from_blocks(blocks, layout, torch.randperm(cols, generator=g) if ordered else None)
+
+
+def native_weight(args: Sequence[Any], repack: bool = False) -> Any:
+    """The native weight behind ops.packed_args. The caller keeps the tensors alive."""
+    return native.extension.Weight(cpu.view(args), repack)
+
+
+def element(dtype: torch.dtype) -> Any:
+    """Of x and y, as the extension names it."""
+    return getattr(native.extension.Element, cpu.ELEMENTS[dtype])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import weakref
 
 import pytest
 import torch
 from helpers import random_packed
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from arbllm_kernels import direct, native, ops
+from arbllm_kernels import cpu, direct, native, ops
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.linear import ARBLinear, linear
 
@@ -21,7 +23,12 @@ def op(layer: ARBLinear, x: torch.Tensor) -> torch.Tensor:
 
 def takes(layer: ARBLinear, x: torch.Tensor) -> bool:
     """Whether the short way is taken."""
-    return direct.product(x, ops.packed_args(layer.packed), None)[0] is not None
+    return direct.product(x, ops.packed_args(layer.packed)) is not None
+
+
+def kept(layer: ARBLinear) -> object:
+    """The native weight of the layer's products."""
+    return layer.order.__dict__.get(cpu.KEPT)
 
 
 @pytest.mark.parametrize("activations", native.ACTIVATIONS)
@@ -35,7 +42,7 @@ def test_equals_the_op(activations: str, dtype: torch.dtype) -> None:
             assert takes(layer, x)
             y = layer(x)
             assert y.dtype == dtype and torch.equal(y, op(layer, x)) and torch.equal(linear(x, pw), y)
-    assert layer._bound is not None
+    assert kept(layer) is not None
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
@@ -74,7 +81,7 @@ def test_weights_without_memory_take_the_op() -> None:
     layer, x = ARBLinear(random_packed(8, 130, 64)), torch.randn(2, 130)
     args, mode = ops.packed_args(layer.packed), FakeTensorMode()
     fake = tuple(mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in args)
-    assert direct.product(x, fake, None) == (None, None)
+    assert direct.product(x, fake) is None
 
 
 def test_changed_weights_are_noticed() -> None:
@@ -107,8 +114,37 @@ def test_layers_are_copied_and_pickled_without_their_native_weight() -> None:
     layer, x = ARBLinear(random_packed(8, 130, 64)), torch.randn(1, 130)
     expected = layer(x)
     twin = copy.deepcopy(layer)
-    assert twin._bound is None and torch.equal(twin(x), expected)
+    assert kept(twin) is None and torch.equal(twin(x), expected)
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=False)(x), expected)
+
+
+def test_every_way_shares_one_native_weight() -> None:
+    pw, x = random_packed(33, 300, 128), torch.randn(2, 300)
+    layer = ARBLinear(pw)
+    y = op(layer, x)  # the operator makes it, too
+    bound = kept(layer)
+    assert bound is not None
+    assert torch.equal(layer(x), y) and torch.equal(linear(x, layer.packed), y)
+    assert torch.equal(layer(x.clone().requires_grad_()), y)
+    assert torch.equal(layer(x.t().contiguous().t()), y)
+    assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(x), y)
+    assert torch.equal(torch.func.vmap(lambda row: layer(row))(x), y)
+    assert kept(layer) is bound
+    native.set_repack(False)
+    try:
+        assert not torch.equal(layer(x), y) and kept(layer) is not bound  # by sums: the copy is gone
+    finally:
+        native.set_repack(None)
+
+
+def test_native_weights_go_with_their_layers() -> None:
+    layer = ARBLinear(random_packed(8, 130, 64))
+    layer(torch.randn(1, 130))
+    there = weakref.ref(kept(layer))
+    assert there() is not None
+    del layer
+    gc.collect()
+    assert there() is None

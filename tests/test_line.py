@@ -10,7 +10,7 @@ import torch
 from helpers import random_packed
 from test_sums import WAYS, reference, run, same_bits
 
-from arbllm_kernels import native, ops
+from arbllm_kernels import cpu, native, ops
 from arbllm_kernels.packed import PackedWeight
 
 # One narrow block; one block of odd width; blocks of 512 and more, the last short; a line that ends in every place.
@@ -32,7 +32,7 @@ def weights(n: int, m: int, k: int) -> list[PackedWeight]:
 
 
 def run_exact(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> torch.Tensor:
-    assert ops.view(ops.packed_args(pw)).covers_line
+    assert cpu.view(ops.packed_args(pw)).covers_line
     return run(pw, x, False, threads)
 
 

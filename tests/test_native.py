@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_packed
+from helpers import element, native_weight, random_packed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbllm_kernels import native, ops, packed
+from arbllm_kernels import cpu, native, ops, packed
 from arbllm_kernels.config import GROUPS
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.packed import PackedWeight
@@ -30,7 +30,7 @@ FP32, EXACT = native.extension.Element.fp32, native.extension.Activations.exact
 def run_gemm(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> tuple[torch.Tensor, str]:
     y = torch.full((x.shape[0], pw.layout.rows), float("nan"))
     args = ops.packed_args(pw)
-    ran = ops.native_weight(args).gemm(x.data_ptr(), FP32, x.shape[0], y.data_ptr(), threads, EXACT)
+    ran = native_weight(args).gemm(x.data_ptr(), FP32, x.shape[0], y.data_ptr(), threads, EXACT)
     return y, ran
 
 
@@ -43,9 +43,9 @@ def test_every_element_of_16_bits_is_read_and_rounded(isa: str, dtype: torch.dty
     for w in (1.0, 1 + 2.0**-10, 3.0, 2.0**-10 + 2.0**-20):
         pw = random_packed(1, 2, 1, salient=0.0)
         pw.sign.fill_(1), pw.row_scale.fill_(w), pw.col_scale.fill_(1.0)
-        assert not ops.view(ops.packed_args(pw)).covers_sums and float(pw.dequantize()[0, 0]) == w
-        y, weight = torch.empty(2**16, 1, dtype=dtype), ops.native_weight(ops.packed_args(pw))
-        weight.gemm(x.data_ptr(), ops.element(dtype), 2**16, y.data_ptr(), 2, EXACT)
+        assert not cpu.view(ops.packed_args(pw)).covers_sums and float(pw.dequantize()[0, 0]) == w
+        y, weight = torch.empty(2**16, 1, dtype=dtype), native_weight(ops.packed_args(pw))
+        weight.gemm(x.data_ptr(), element(dtype), 2**16, y.data_ptr(), 2, EXACT)
         expected = (x[:, :1].float() * w + 0.0).to(dtype)  # a sum: never -0, unless rounded to it
         assert torch.equal(y.isnan(), expected.isnan())
         number = ~expected.isnan()
@@ -54,7 +54,7 @@ def test_every_element_of_16_bits_is_read_and_rounded(isa: str, dtype: torch.dty
 
 def run_dequantize(pw: PackedWeight, begin: int, end: int, stored: bool = False) -> tuple[torch.Tensor, str]:
     out = torch.full((end - begin, pw.layout.cols), float("nan"))
-    ran = native.extension.dequantize(ops.view(ops.packed_args(pw)), begin, end, stored, out.data_ptr(), 2)
+    ran = native.extension.dequantize(cpu.view(ops.packed_args(pw)), begin, end, stored, out.data_ptr(), 2)
     return out, ran
 
 
@@ -151,7 +151,7 @@ def test_format_2_parts_that_do_not_fit_are_refused() -> None:
 
     def gemm_with(position: int, part: Any) -> None:
         changed = (*args[:position], part, *args[position + 1 :])
-        ops.native_weight(changed).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, EXACT)
+        native_weight(changed).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, EXACT)
 
     for position in (3, 4, 6):
         with pytest.raises(InputError, match="does not have the size"):
@@ -229,7 +229,7 @@ def test_hostile_contents_are_refused_or_harmless() -> None:
 
     def gemm_with(position: int, part: Any) -> None:
         changed = [*args[:position], part, *args[position + 1 :]]
-        ops.native_weight(tuple(changed)).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, EXACT)
+        native_weight(tuple(changed)).gemm(x.data_ptr(), FP32, 1, y.data_ptr(), 1, EXACT)
 
     for position in (0, 1, 2, 3, 6, 7):
         with pytest.raises(InputError, match=r"does not have the size .*n = 5, m = 100, k = 33"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import random_packed
 
-from arbllm_kernels import ops
+from arbllm_kernels import cpu, ops
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.packed import PackedWeight
 
@@ -30,8 +30,8 @@ def test_opcheck(options: dict[str, Any]) -> None:
 def test_packed_and_dense_paths_agree_with_dequantize(
     batch: int, dense_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "dense_batches", lambda packed, cols: (dense_batch,) * 3)
-    monkeypatch.setattr(ops, "TILE_WEIGHTS", 300)  # several tiles, the last one shorter
+    monkeypatch.setattr(cpu, "dense_batches", lambda packed, cols: (dense_batch,) * 3)
+    monkeypatch.setattr(cpu, "TILE_WEIGHTS", 300)  # several tiles, the last one shorter
     pw = make()
     x = torch.randn(batch, 70)
     expected = x.double() @ pw.dequantize().double().T
@@ -39,7 +39,7 @@ def test_packed_and_dense_paths_agree_with_dequantize(
 
 
 def test_gradient_of_x_is_dy_times_w(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "TILE_WEIGHTS", 300)
+    monkeypatch.setattr(cpu, "TILE_WEIGHTS", 300)
     pw = make()
     args = ops.packed_args(pw)
     x = torch.randn(2, 3, 70, requires_grad=True)
@@ -98,7 +98,7 @@ def test_wrong_last_dimension_and_device_are_refused() -> None:
 )
 def test_parts_that_the_native_code_would_misread_are_refused(part: str, change: Any, message: str) -> None:
     args = list(ops.packed_args(make(mean=True)))
-    args[ops.VIEWED.index(part)] = change(args[ops.VIEWED.index(part)])
+    args[cpu.VIEWED.index(part)] = change(args[cpu.VIEWED.index(part)])
     with pytest.raises(InputError, match=message):
         ops.LINEAR(torch.randn(2, 70), *args)
     with pytest.raises(InputError, match=message):

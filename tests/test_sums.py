@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_packed
+from helpers import element, native_weight, random_packed
 
-from arbllm_kernels import native, ops
+from arbllm_kernels import cpu, native, ops
 from arbllm_kernels.errors import InputError
 from arbllm_kernels.linear import linear
 from arbllm_kernels.packed import PackedWeight
@@ -46,7 +46,7 @@ def weights(n: int, m: int, k: int) -> list[PackedWeight]:
                 pw = random_packed(
                     n, m, k, groups=groups, salient_groups=salient_groups, salient_order=order, exponent=-3, **options
                 )
-                if ops.view(ops.packed_args(pw)).covers_line:
+                if cpu.view(ops.packed_args(pw)).covers_line:
                     continue
                 if pw.row_base is None:
                     pw.row_scale[::2].neg_()  # rows with and without negative scales
@@ -63,10 +63,10 @@ def run(pw: PackedWeight, x: torch.Tensor, int8: bool, threads: int = 1, repack:
     """In the dtype of x."""
     y = torch.full((x.shape[0], pw.layout.rows), float("nan"), dtype=x.dtype)
     args = ops.packed_args(pw)
-    weight, names = native.extension.Weight(ops.view(args), repack), native.extension.Activations
+    weight, names = native_weight(args, repack), native.extension.Activations
     assert weight.covers_int8
     way, batch = names.int8 if int8 else names.exact, x.shape[0]
-    assert weight.gemm(x.data_ptr(), ops.element(x.dtype), batch, y.data_ptr(), threads, way) == native.active_isa()
+    assert weight.gemm(x.data_ptr(), element(x.dtype), batch, y.data_ptr(), threads, way) == native.active_isa()
     return y
 
 
@@ -328,11 +328,12 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str, repack: bool
 
 
 def test_int8_is_opt_in_and_says_where_it_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_repack", False)
     pw, x = random_packed(8, 300, 128), torch.randn(2, 300)
     exact = linear(x, pw)
     with native.forced_activations("int8"):
         assert torch.equal(linear(x, pw), run(pw, x, True)) and not torch.equal(linear(x, pw), exact)
-        many = x.repeat(ops.dense_batches(ops.view(ops.packed_args(pw)), 300)[0], 1)
+        many = x.repeat(cpu.dense_batches(cpu.view(ops.packed_args(pw)))[0], 1)
         torch.testing.assert_close(linear(many, pw)[:2], exact, rtol=1e-5, atol=1e-4)  # long batches are exact
         other = random_packed(8, 300, block_size=32)
         with pytest.warns(UserWarning, match="has a layout without an int8 kernel"):

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "aligned.h"
+#include "pages.h"
 #include "plan.h"
 #include "pool.h"
 
@@ -302,7 +303,7 @@ Status make_plans(const PackedView& view, bool repack, int64_t threads, const Is
     plans->isa = &isa;
     if (const Status status = make_plan(view, *isa.exact, plans->exact); status != Status::ok) return status;
     plans->has_line = covers_line(view);
-    plans->has_tiles = repack && !plans->has_line;
+    plans->has_tiles = repack && gains_by_copy(view);
     plans->has_sums = !plans->has_tiles && !plans->has_line && covers_sums(view);
     if (plans->has_tiles) {
         if (const Status status = make_tiles_plan(plans->exact, threads, plans->tiles); status != Status::ok)
@@ -348,6 +349,17 @@ Status multiply_halves(const Plans& plans, int64_t number, const uint16_t* x, El
     return Status::ok;
 }
 
+// Of what tiles hold too.
+void release_copied(const PackedView& w) {
+    const int64_t scale = w.scale_type == ScaleType::fp16 ? 2 : 4;
+    const int64_t row_scale = w.row_scale_type == ScaleType::u8 ? 1 : scale;
+    for (const Buffer& words : {w.sign, w.group, w.second}) {
+        release_file_pages(words.data, words.length * static_cast<int64_t>(sizeof(int32_t)));
+    }
+    release_file_pages(w.row_scale.data, w.row_scale.length * row_scale);
+    release_file_pages(w.mean.data, w.mean.length * scale);
+}
+
 }  // namespace
 
 int64_t digits_of(const PackedView& w, Element element, Activations activations) {
@@ -355,10 +367,17 @@ int64_t digits_of(const PackedView& w, Element element, Activations activations)
     return element == Element::bf16 || (element == Element::fp16 && !covers_line(w)) ? 2 : kMaxDigits;
 }
 
+bool gains_by_copy(const PackedView& w) { return !covers_line(w) && !(w.groups == kMaxGroups && covers_sums(w)); }
+
 bool covers_int8(const PackedView& w) { return covers_line(w) || covers_sums(w); }
 
 Weight::Weight(const PackedView& view, bool repack) : view_(view), repack_(repack) {}
 Weight::~Weight() = default;
+
+void Weight::release() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (plans_ != nullptr && plans_->has_tiles) release_copied(view_);
+}
 
 Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int64_t threads, Activations activations,
                     const char** ran) {
@@ -374,6 +393,7 @@ Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int6
                 plans_.reset();  // a copy of the weight, before the next is made
                 if (const Status status = make_plans(view_, repack_, threads, *isa, plans_); status != Status::ok)
                     return status;
+                if (plans_->has_tiles) release_copied(view_);
             }
             plans = plans_;
         }

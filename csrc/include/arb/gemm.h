@@ -21,6 +21,9 @@ bool covers_line(const PackedView& weight);
 // 64 columns. Four groups exactly only by instruction sets with dot products of bytes.
 bool covers_sums(const PackedView& weight);
 
+// Whether it is computed faster in a repacked copy (cpu/tiles.h): not by line, nor four groups by sums.
+bool gains_by_copy(const PackedView& weight);
+
 // Whether `int8` has kernels for this weight. Where it has none, gemm is exact whatever was asked for.
 bool covers_int8(const PackedView& weight);
 
@@ -35,9 +38,8 @@ struct Plans;
 // buffers must outlive it; `order` and `counts` must not change. Calls may come from several threads.
 class Weight {
   public:
-    // `repack`: the product is computed in a copy of the weight (cpu/tiles.h), exact and int8, of all layouts but those
-    // of the way by line, which would not gain. It is made at the first call and does not see what is written to the
-    // buffers later.
+    // `repack`: the product is computed in a copy of the weight, exact and int8, where gains_by_copy. It is made at the
+    // first call and does not see what is written to the buffers later.
     explicit Weight(const PackedView& view, bool repack = false);
     ~Weight();
     Weight(const Weight&) = delete;
@@ -45,6 +47,10 @@ class Weight {
 
     const PackedView& view() const { return view_; }
     bool covers_int8() const { return repack_ || arb::covers_int8(view_); }
+
+    // Where there is a copy, gives back the memory of what it holds too, if that maps a file (cpu/pages.h). Done when
+    // the copy is made; worth repeating after the buffers have been read for something else.
+    void release();
 
     // y = x * W^T with x [batch, m] and y [batch, n], contiguous, both of the same elements. A row of y depends neither
     // on the batch it came in nor on the number of threads. `threads` is an upper limit; small matrices use fewer.

@@ -1,0 +1,215 @@
+"""arb::linear, arb::linear_input_grad and arb::dequantize on the CPU. n = rows, m = cols of the weight W.
+
+A weight's native side (extension.Bound, python/direct_bindings.cpp) is made by its first product and kept with its
+column order, which belongs to this weight alone: plans, and the repacked copy where native.repack() is on. It is made
+again as soon as one of the weight's tensors is another one or lies elsewhere. Content may change in place, but for
+`order` and `counts`, which are read once; a repacked copy is made again after that. Long batches are multiplied by
+dequantized tiles of W.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .native import activations, active_isa, extension, repack
+
+# From some number of rows of x on, dequantizing tiles of W and calling BLAS mostly beats the packed kernels, whose work
+# grows with every row; `dense_batches` says from how many.
+DENSE_BATCH = 16  # kernels by blending, and 8-bit tables
+NEVER = 1 << 62
+DOT_PRODUCTS = ("avx512vbmi", "avx512vnni", "avxvnni", "neondot")  # instruction sets with one that adds four products
+# By (way, dot products): for one, two and three digits of x, where W is narrow and where it is wide.
+DENSE_BATCHES = {
+    ("line", True): ((96, 28, 16), (NEVER, NEVER, 192)),
+    ("line", False): ((12, 6, 5), (44, 14, 10)),
+    ("sums", True): ((12, 8, 6), (80, 40, 28)),
+    ("sums", False): ((7, 5, 4), (32, 20, 12)),
+    ("four groups", True): ((3, 2, 2), (12, 9, 6)),
+    ("four groups", False): ((3, 2, 2), (9, 6, 5)),
+    ("repacked", True): ((192, 40, 20), (NEVER, 192, 64)),  # here: lookups of 64 bytes
+    ("repacked", False): ((24, 14, 9), (80, 30, 20)),
+}
+NARROW = 2048  # columns
+PERMUTE = 6  # what a permuted entry of x costs, in entries of W
+TILE_WEIGHTS = 1 << 22  # weights per dequantized tile, 16 MB of float32: 2 and 4 times as many are slower, half as well
+
+
+ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # what x may consist of
+VIEWED = ("sign", "group", "second", "row_scale", "row_base", "mean", "col_scale", "col_scale2", "order", "counts")
+ORDER = VIEWED.index("order")
+
+
+def view(args: Sequence[Any]) -> Any:
+    """The native view of a packed weight. The caller keeps the tensors alive while it is used.
+
+    Raises InputError for a part whose memory is not what the native code takes it for. That code checks the sizes.
+    """
+    row_scale, word = args[3].dtype, torch.int32
+    whole = row_scale is torch.uint8 and args[4] is not None
+    scale = args[4].dtype if whole and args[4] is not None else row_scale
+    if scale is not torch.float16 and scale is not torch.float32:
+        raise InputError(_unreadable(args, 4 if whole else 3, "float16 or float32"))
+    flat = [*args[10], scale is torch.float16, whole]
+    for i, dtype in enumerate((word, word, word, row_scale, scale, scale, scale, scale, word, word)):
+        t: Any = args[i]
+        if t is None:
+            flat += (0, 0)
+        elif t.dtype is dtype and t.is_cpu and t.is_contiguous():
+            flat += (t.data_ptr(), t.numel())
+        else:
+            raise InputError(_unreadable(args, i, str(dtype)))
+    return extension.PackedView(*flat)
+
+
+def dense_batches(packed: Any, repacked: bool = False) -> tuple[int, int, int]:
+    """From how many rows of x on a native view is dequantized: for one, two and three digits of x.
+
+    Measured for 576 and 4,096 columns with avx512vbmi, avx512 and avx2, `bench/gemv.py --threshold`; where there is no
+    dot product, between what is best for the last two.
+    """
+    wide = packed.cols >= NARROW
+    if repacked and packed.gains_by_copy:
+        return DENSE_BATCHES["repacked", active_isa() == "avx512vbmi"][wide]
+    if not packed.covers_line and not packed.covers_sums:
+        return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
+    kind = "line" if packed.covers_line else "four groups" if packed.groups == 4 else "sums"
+    return DENSE_BATCHES[kind, active_isa() in DOT_PRODUCTS][wide]
+
+
+NOT_COVERED = (
+    "int8 activations were asked for, but a packed weight has a layout without an int8 kernel (several blocks of "
+    "less than 64 columns): it is multiplied exactly. Its repacked copy has one (ARBLLM_REPACK=1, native.set_repack)"
+)
+
+
+def _unreadable(args: Sequence[Any], i: int, dtype: str) -> str:
+    t: Any = args[i]
+    order = "" if t.is_contiguous() else ", not contiguous"
+    return (
+        f"packed weight: {VIEWED[i]} is {t.dtype} {list(t.shape)} on {t.device}{order}; must be contiguous {dtype} on "
+        "the CPU, the scales all of one dtype. Keep the parts as quantize_weight or load gave them; "
+        "PackedWeight.validate() checks them"
+    )
+
+
+def _as_rows(x: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """x [..., columns] as contiguous [batch, columns] of `dtype`."""
+    _check_columns(x, columns)
+    return x.reshape(-1, columns).to(dtype).contiguous()
+
+
+def _as(dtype: torch.dtype, t: Tensor) -> Tensor:
+    return t if t.dtype is dtype else t.to(dtype)  # 10 us even where there is nothing to do, after a long product
+
+
+def _check_columns(x: Tensor, columns: int) -> None:
+    if x.shape[-1] != columns:
+        raise InputError(f"packed weight times {list(x.shape)}: the last dimension must be {columns}")
+
+
+def tiles(rows: int, cols: int) -> list[tuple[int, int]]:
+    step = max(1, TILE_WEIGHTS // cols)
+    step -= step % 64 if step > 64 else 0  # BLAS works in blocks of rows
+    return [(r, min(r + step, rows)) for r in range(0, rows, step)]
+
+
+def _tiles(packed: Any, stored: bool, threads: int) -> Iterator[tuple[int, int, Tensor]]:
+    """First row, last and rows of W, float32, tile by tile, with columns in their own or in storage order.
+
+    All are made in the same memory: new memory costs twice as much time as what is written to it.
+    """
+    found = tiles(packed.rows, packed.cols)
+    buffer = torch.empty(found[0][1], packed.cols, dtype=torch.float32, device="cpu")
+    for first, last in found:
+        tile = buffer[: last - first]
+        extension.dequantize(packed, first, last, stored, tile.data_ptr(), threads)
+        yield first, last, tile
+
+
+KEPT = "_arb_native"  # attribute of a weight's column order: its extension.Bound
+PLAIN = (Tensor, torch.nn.Parameter, type(None))  # what has memory of its own, or is not there
+
+
+def product(x: Tensor, args: Sequence[Any], alone: bool) -> Tensor | None:
+    """x [..., m] times the transposed weight behind `args`: [..., n] in the dtype of x, which is one of ELEMENTS.
+
+    None where x is not contiguous, does not fit or, with `alone`, where anything but the product is wanted: gradients,
+    tracing, modes, transforms, a weight of tensors that only stand for others.
+    """
+    order = args[ORDER]
+    int8, threads, copies = activations() == "int8", torch.get_num_threads(), repack()
+    bound = order.__dict__.get(KEPT)
+    y = NotImplemented if bound is None else bound.product(x, args, int8, threads, copies, alone)
+    if y is NotImplemented:
+        if alone and (not args[0].is_cpu or any(type(t) not in PLAIN for t in args[:-1])):
+            return None
+        bound = order.__dict__[KEPT] = _bind(args, copies)
+        y = bound.product(x, args, int8, threads, copies, alone)
+    return y  # type: ignore[no-any-return]
+
+
+def _bind(args: Sequence[Any], copies: bool) -> Any:
+    packed = view(args)
+    # Of the instruction set in use now: forcing another one later changes when W is dequantized, not the results.
+    limits = dense_batches(packed, copies)
+    return extension.Bound(tuple(args[:-1]), packed, copies, limits, _warn, dense_product)
+
+
+def _warn() -> None:
+    warnings.warn(NOT_COVERED, stacklevel=6)
+
+
+def linear(x: Tensor, *args: Any) -> Tensor:
+    """arb::linear."""
+    _check_columns(x, args[-1][1])
+    y = product(_as(x.dtype if x.dtype in ELEMENTS else torch.float32, x).contiguous(), args, False)
+    assert y is not None, "contiguous and of the right size, x has a product"
+    return _as(x.dtype, y)
+
+
+def dense_product(x: Tensor, order: Tensor, packed: Any) -> Tensor:
+    """x [..., m] times the transposed weight of the native view `packed`, dequantized tile by tile."""
+    rows, cols = packed.rows, packed.cols
+    # Either the columns of x are permuted or those of W: whichever is less work.
+    stored = PERMUTE * x.numel() < rows * cols
+    single = _as(torch.float32, x)
+    single = single.index_select(-1, order) if stored else single
+    threads = torch.get_num_threads()
+    # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
+    y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device="cpu")
+    flat, out = single.reshape(-1, cols), y.view(-1, rows)  # with out=, autocast leaves products alone
+    if rows * cols <= TILE_WEIGHTS:  # one tile: a small layer, in which every call to torch counts
+        W = torch.empty(rows, cols, dtype=torch.float32, device="cpu")
+        extension.dequantize(packed, 0, rows, stored, W.data_ptr(), threads)
+        torch.mm(flat, W.t(), out=out)
+        return _as(x.dtype, y)
+    for first, last, tile in _tiles(packed, stored, threads):
+        torch.mm(flat, tile.t(), out=out[:, first:last])
+    return _as(x.dtype, y)
+
+
+def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
+    """arb::linear_input_grad."""
+    rows, cols = args[-1][0], args[-1][1]
+    packed, threads = view(args), torch.get_num_threads()
+    flat = _as_rows(dy, rows, torch.float32)
+    stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32, device="cpu")
+    for first, last, tile in _tiles(packed, True, threads):
+        stored.addmm_(flat[:, first:last], tile)
+    dx = torch.empty(*dy.shape[:-1], cols, dtype=torch.float32, device="cpu")
+    dx.view(flat.shape[0], cols).index_copy_(1, args[ORDER].long(), stored)
+    return dx.to(dy.dtype)
+
+
+def dequantize(*args: Any) -> Tensor:
+    """arb::dequantize."""
+    rows, cols = args[-1][0], args[-1][1]
+    dense = torch.empty(rows, cols, dtype=torch.float32, device="cpu")
+    extension.dequantize(view(args), 0, rows, False, dense.data_ptr(), torch.get_num_threads())
+    return dense
