@@ -34,7 +34,7 @@ def resident(t: torch.Tensor) -> int:
 
 @pytest.fixture()
 def mapped(tmp_path: Path) -> Mapped:
-    """A weight whose sign plane maps a file, privately and half a page before it, read once; and the plane in memory."""
+    """A weight whose sign plane maps a file, half a page before it, all of it read once; and the plane in memory."""
     pw = random_packed(512, 4096, 128)
     file = tmp_path / "sign"
     file.write_bytes(bytes(PAGE // 2) + pw.sign.numpy().tobytes())
