@@ -22,56 +22,52 @@ inline Ints keep_sums(Ints v) { return keep_register(v); }
 inline Ints add_unsigned(Ints sums, Bytes v) { return _mm512_dpbusd_epi32(sums, v, fill_bytes(1)); }
 inline Ints add_signed(Ints sums, Bytes v) { return _mm512_dpbusd_epi32(sums, fill_bytes(1), v); }
 
-// The tables of a nibble of four bytes with `codes` codes each: what their whole numbers add up to, [number, 4, 16]
-// bytes, of which bits `plus` and `minus` name those that count. Code c of byte j has number 4 c + j. 16 numbers are
-// read.
-inline void make_byte_places(const float* whole, int64_t codes, const uint16_t* plus, const uint16_t* minus,
-                             int8_t* tables) {
-    const __m512i all = _mm512_broadcast_i32x4(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(load(whole))));
-    const __m512i byte = _mm512_set_epi64(0x0303030303030303, 0x0303030303030303, 0x0202020202020202,
-                                          0x0202020202020202, 0x0101010101010101, 0x0101010101010101, 0, 0);
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t c = 0; c < codes; ++c) {
-        const __m512i own = _mm512_shuffle_epi8(all, _mm512_add_epi8(byte, fill_bytes(static_cast<int>(4 * c))));
-        constexpr uint64_t kFour = 0x0001000100010001;
-        sum = _mm512_mask_add_epi8(sum, plus[c] * kFour, sum, own);
-        sum = _mm512_mask_sub_epi8(sum, minus[c] * kFour, sum, own);
-    }
-    _mm512_store_si512(tables, sum);
-}
-
-// Where byte d of every 32-bit number of two vectors is.
-struct DigitBytes {
-    uint8_t at[3][64];
-    constexpr DigitBytes() : at() {
-        for (int d = 0; d < 3; ++d) {
-            for (int i = 0; i < 64; ++i) at[d][i] = static_cast<uint8_t>(i % 32 * 4 + d);
+// The tables of nibbles of four bytes with CODES codes each: what their whole numbers add up to, [DIGITS, 4, 16] bytes,
+// of which bits `plus` and `minus` name those that count. Code c of byte j has number 4 c + j.
+template <int CODES, int DIGITS>
+class MakePlaces {
+  public:
+    MakePlaces(const uint16_t* plus, const uint16_t* minus) {
+        for (int c = 0; c < CODES; ++c) {
+            const __m512 one = broadcast(1.0f);
+            sign_[c] = _mm512_mask_sub_ps(_mm512_maskz_mov_ps(plus[c], one), minus[c], zero(), one);
         }
     }
+
+    void operator()(const float* whole, int8_t* tables) const {
+        __m512i sum[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            __m512 own = _mm512_mul_ps(sign_[0], broadcast(whole[j]));
+#pragma GCC unroll 4
+            for (int c = 1; c < CODES; ++c) own = _mm512_fmadd_ps(sign_[c], broadcast(whole[4 * c + j]), own);
+            sum[j] = _mm512_cvtps_epi32(own);
+        }
+        // Digits 0 and 1 of two vectors, then digit 2 of them.
+        static constexpr DigitBytes kDigit;
+        const __m512i at = load_columns(kDigit.at);
+        const __m512i low = _mm512_permutex2var_epi8(sum[0], at, sum[1]);
+        const __m512i high = _mm512_permutex2var_epi8(sum[2], at, sum[3]);
+        _mm512_store_si512(tables, _mm512_shuffle_i64x2(low, high, 0x44));
+        if (DIGITS > 1) _mm512_store_si512(tables + 64, _mm512_shuffle_i64x2(low, high, 0xee));
+        if (DIGITS > 2) {
+            const __m512i last = _mm512_add_epi8(at, fill_bytes(2));
+            const __m512i third = _mm512_permutex2var_epi8(sum[0], last, sum[1]);
+            const __m512i other = _mm512_permutex2var_epi8(sum[2], last, sum[3]);
+            _mm512_store_si512(tables + 128, _mm512_shuffle_i64x2(third, other, 0x44));
+        }
+    }
+
+  private:
+    // Where bytes 0 of the 32-bit numbers of two vectors are, and behind them where bytes 1 are.
+    struct DigitBytes {
+        uint8_t at[64];
+        constexpr DigitBytes() : at() {
+            for (int i = 0; i < 64; ++i) at[i] = static_cast<uint8_t>(i % 32 * 4 + i / 32);
+        }
+    };
+
+    __m512 sign_[CODES];
 };
-
-inline void make_places(const float* whole, int64_t codes, const uint16_t* plus, const uint16_t* minus, int64_t number,
-                        int8_t* tables) {
-    if (number == 1) return make_byte_places(whole, codes, plus, minus, tables);
-    static constexpr DigitBytes kDigit;
-    __m512i sums[4];
-    for (int j = 0; j < 4; ++j) {
-        __m512 sum = zero();
-        for (int64_t c = 0; c < codes; ++c) {
-            const __m512 own = broadcast(whole[4 * c + j]);
-            sum = _mm512_mask_add_ps(sum, plus[c], sum, own);
-            sum = _mm512_mask_sub_ps(sum, minus[c], sum, own);
-        }
-        sums[j] = _mm512_cvtps_epi32(sum);
-    }
-    for (int64_t d = 0; d < number; ++d) {
-        const __m512i at = load_columns(kDigit.at[d]);
-        for (int two = 0; two < 2; ++two) {
-            const __m512i bytes = _mm512_permutex2var_epi8(sums[2 * two], at, sums[2 * two + 1]);
-            const auto to = reinterpret_cast<__m256i*>(tables + d * 64 + two * 32);
-            _mm256_store_si256(to, _mm512_castsi512_si256(bytes));
-        }
-    }
-}
 
 }  // namespace

@@ -39,18 +39,22 @@ inline Lanes fill_lanes(float value) {
 }
 inline void store_lanes(float* p, const Lanes& v) { std::memcpy(p, v.at, sizeof v.at); }
 
-// The tables of a nibble of four bytes with `codes` codes each: what their whole numbers add up to, [number, 4, 16]
-// bytes, of which bits `plus` and `minus` name those that count. Code c of byte j has number 4 c + j.
-inline void make_places(const float* whole, int64_t codes, const uint16_t* plus, const uint16_t* minus, int64_t number,
-                        int8_t* tables) {
-    for (int64_t at = 0; at < 64; ++at) {
-        int32_t sum = 0;
-        for (int64_t c = 0; c < codes; ++c) {
-            const int counts = (plus[c] >> (at % 16) & 1) - (minus[c] >> (at % 16) & 1);
-            sum += counts * static_cast<int32_t>(whole[4 * c + at / 16]);
+// The tables of nibbles of four bytes with CODES codes each: what their whole numbers add up to, [DIGITS, 4, 16] bytes,
+// of which bits `plus` and `minus` name those that count. Code c of byte j has number 4 c + j.
+template <int CODES, int DIGITS>
+struct MakePlaces {
+    const uint16_t *plus, *minus;
+
+    void operator()(const float* whole, int8_t* tables) const {
+        for (int64_t at = 0; at < 64; ++at) {
+            int32_t sum = 0;
+            for (int64_t c = 0; c < CODES; ++c) {
+                const int counts = (plus[c] >> (at % 16) & 1) - (minus[c] >> (at % 16) & 1);
+                sum += counts * static_cast<int32_t>(whole[4 * c + at / 16]);
+            }
+            for (int64_t d = 0; d < DIGITS; ++d) tables[d * 64 + at] = static_cast<int8_t>(sum >> (8 * d));
         }
-        for (int64_t d = 0; d < number; ++d) tables[d * 64 + at] = static_cast<int8_t>(sum >> (8 * d));
     }
-}
+};
 
 }  // namespace
