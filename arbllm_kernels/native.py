@@ -135,7 +135,7 @@ def set_repack(on: bool | None) -> None:
     `arbllm_kernels.load` gives it, its own pages are given back for that; weights that were just quantized stay in
     memory beside their copies. Every layout has int8, whose error is 0.7 to 1.1 % of the product's norm (1.4 % with one
     group). Weights with 8-bit row scales and one column scale, as of the presets `best` and `compact`, are not copied
-    and would not gain; neither are four groups. docs/cpu-kernels.md, "In tiles".
+    and would gain little or nothing. docs/cpu-kernels.md, "In tiles".
 
     A copy is made again when torch counts that one of the tensors was written to. It does not count what goes through
     `.data` or numpy, nor tensors made under torch.inference_mode: call `ARBLinear.refresh` after that.

@@ -121,7 +121,7 @@ def test_instruction_sets_give_the_same_bits(isa: str, n: int, m: int, k: int) -
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_the_largest_sums(isa: str, groups: int, plus: bool, last: bool) -> None:
     """All signs and groups alike, and x that add up to the largest numbers in every byte."""
-    pw = random_packed(2, 1024, 128 if groups < 4 else 32, groups=groups, salient_groups=groups, salient=0.3)
+    pw = random_packed(2, 1024, groups=groups, salient_groups=groups, salient=0.3)
     pw.sign.fill_(-1 if plus else 0)
     pw.second.fill_(-1 if plus else 0)
     pw.group.fill_(-1 if last else 0)

@@ -367,7 +367,7 @@ int64_t digits_of(const PackedView& w, Element element, Activations activations)
     return element == Element::bf16 || (element == Element::fp16 && !covers_line(w)) ? 2 : kMaxDigits;
 }
 
-bool gains_by_copy(const PackedView& w) { return !covers_line(w) && !(w.groups == kMaxGroups && covers_sums(w)); }
+bool gains_by_copy(const PackedView& w) { return !covers_line(w); }
 
 bool covers_int8(const PackedView& w) { return covers_line(w) || covers_sums(w); }
 

@@ -21,7 +21,7 @@ bool covers_line(const PackedView& weight);
 // 64 columns. Four groups exactly only by instruction sets with dot products of bytes.
 bool covers_sums(const PackedView& weight);
 
-// Whether it is computed faster in a repacked copy (cpu/tiles.h): not by line, nor four groups by sums.
+// Whether it is computed faster in a repacked copy (cpu/tiles.h): all but what goes by line.
 bool gains_by_copy(const PackedView& weight);
 
 // Whether `int8` has kernels for this weight. Where it has none, gemm is exact whatever was asked for.
