@@ -130,7 +130,7 @@ _repack: bool | None = None  # None: not asked for yet
 def set_repack(on: bool | None) -> None:
     """Choose whether weights are multiplied with a few rows of x in a copy made for that, which is up to twice as fast.
 
-    A weight's first short product makes the copy, in about the time of ten products. It takes 0.9 to 1.2 times the
+    A weight's first short product makes the copy, in the time of 20 to 40 products. It takes 0.9 to 1.2 times the
     memory of the weight, more where blocks are narrower than 32 columns. Where the weight maps a file, as
     `arbllm_kernels.load` gives it, its own pages are given back for that; weights that were just quantized stay in
     memory beside their copies. Every layout has int8, whose error is 0.7 to 1.1 % of the product's norm (1.4 % with one
