@@ -2,13 +2,14 @@
 
 A weight's native side (extension.Bound, python/direct_bindings.cpp) is made by its first product and kept with its
 column order, which belongs to this weight alone: plans, and the repacked copy where native.repack() is on. It is made
-again as soon as one of the weight's tensors is another one or lies elsewhere. Content may change in place, but for
-`order` and `counts`, which are read once; a repacked copy is made again after that. Long batches are multiplied by
+again as soon as one of the weight's tensors lies elsewhere or its sizes are others. Content may change in place, but
+for `order` and `counts`, which are read once; a repacked copy is made again after that. Long batches are multiplied by
 dequantized tiles of W.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ def view(args: Sequence[Any]) -> Any:
     """
     row_scale, word = args[3].dtype, torch.int32
     whole = row_scale is torch.uint8 and args[4] is not None
-    scale = args[4].dtype if whole and args[4] is not None else row_scale
+    scale = args[4].dtype if whole else row_scale
     if scale is not torch.float16 and scale is not torch.float32:
         raise InputError(_unreadable(args, 4 if whole else 3, "float16 or float32"))
     flat = [*args[10], scale is torch.float16, whole]
@@ -145,8 +146,8 @@ def product(x: Tensor, args: Sequence[Any], alone: bool) -> Tensor | None:
     order = args[ORDER]
     int8, threads, copies = activations() == "int8", torch.get_num_threads(), repack()
     bound = order.__dict__.get(KEPT)
-    y = NotImplemented if bound is None else bound.product(x, args, int8, threads, copies, alone)
-    if y is NotImplemented:
+    y = bound.product(x, args, int8, threads, copies, alone) if bound else NotImplemented
+    while y is NotImplemented:  # more than once only while another thread writes to the weight
         if alone and (not args[0].is_cpu or any(type(t) not in PLAIN for t in args[:-1])):
             return None
         bound = order.__dict__[KEPT] = _bind(args, copies)
@@ -158,11 +159,15 @@ def _bind(args: Sequence[Any], copies: bool) -> Any:
     packed = view(args)
     # Of the instruction set in use now: forcing another one later changes when W is dequantized, not the results.
     limits = dense_batches(packed, copies)
-    return extension.Bound(tuple(args[:-1]), packed, copies, limits, _warn, dense_product)
+    return extension.Bound(tuple(args), packed, copies, limits, _warn, dense_product)
 
 
 def _warn() -> None:
-    warnings.warn(NOT_COVERED, stacklevel=6)
+    """At the line that called the layer or function, past this package and torch."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (__package__, "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(NOT_COVERED, stacklevel=level)
 
 
 def linear(x: Tensor, *args: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """The door to the compiled extension: bit packing, which instruction set runs, and how activations are rounded.
 
-The extension takes addresses and sizes; this module and ops.py are the only ones that pass them. The plain versions of
-`pack_bits` and `unpack_bits` are in packed.py.
+The extension takes addresses and sizes; this module, cpu.py and table.py are the only ones that pass them. The plain
+versions of `pack_bits` and `unpack_bits` are in packed.py.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ def set_repack(on: bool | None) -> None:
 
     A weight's first short product makes the copy, in the time of 20 to 40 products. It takes 0.9 to 1.2 times the
     memory of the weight, more where blocks are narrower than 32 columns. Where the weight maps a file, as
-    `arbllm_kernels.load` gives it, its own pages are given back for that; weights that were just quantized stay in
-    memory beside their copies. Every layout has int8, whose error is 0.7 to 1.1 % of the product's norm (1.4 % with one
-    group). Weights with 8-bit row scales and one column scale, as of the presets `best` and `compact`, are not copied
-    and would gain little or nothing. docs/cpu-kernels.md, "In tiles".
+    `arbllm_kernels.load` gives it, its own pages are given back for that, until something else reads them, such as a
+    long prompt; weights that were just quantized stay in memory beside their copies. Every layout has int8, whose error
+    is 0.7 to 1.1 % of the product's norm (1.4 % with one group). What is multiplied by line, as the presets `best` and
+    `compact`, is not copied and would gain little or nothing. docs/cpu-kernels.md, "In tiles".
 
     A copy is made again when torch counts that one of the tensors was written to. It does not count what goes through
     `.data` or numpy, nor tensors made under torch.inference_mode: call `ARBLinear.refresh` after that.

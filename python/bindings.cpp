@@ -1,5 +1,6 @@
 // The door from Python into csrc: addresses and sizes in, status codes turned into InputError with n, m, k.
-// It knows no torch: arbllm_kernels/native.py and ops.py pass Tensor.data_ptr() and keep the tensors alive meanwhile.
+// It knows no torch: arbllm_kernels/native.py, cpu.py and table.py pass Tensor.data_ptr() and keep the tensors alive
+// meanwhile.
 #include "bindings.h"
 
 #include <pybind11/pybind11.h>

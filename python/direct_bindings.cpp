@@ -1,6 +1,7 @@
-// The short way to the product for eager inference (arbllm_kernels/direct.py). A small layer's arithmetic takes less
-// time than ten lines of Python, so what has to be asked of torch before each product is asked from here: by the
-// methods that Python would call, since the extension is built without torch.
+// The native weight that every product of a packed weight shares (arbllm_kernels/cpu.py), and what the short way to it
+// takes (direct.py). A small layer's arithmetic takes less time than ten lines of Python, so what has to be asked of
+// torch before each product is asked from here: by the methods that Python would call, since the extension is built
+// without torch.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -88,17 +89,18 @@ class Bound {
     // `limits`: how many rows of x are too many for the packed kernels, in one, two and three digits.
     // `dense(x, order, view)` is the product of so many. `not_covered` is called where int8 activations are asked for
     // and the product is exact all the same.
-    Bound(const py::tuple& tensors, const py::object& view, bool repack, std::array<int64_t, 3> limits,
+    Bound(const py::tuple& args, const py::object& view, bool repack, std::array<int64_t, 3> limits,
           const py::object& not_covered, const py::object& dense)
-        : view_(view),
+        : sizes_(py::list(args[args.size() - 1])),
+          view_(view),
           weight_(view.cast<const arb::PackedView&>(), repack),
           repack_(repack),
           limits_(limits),
           not_covered_(not_covered),
           dense_(dense) {
         const bool copied = repack && arb::gains_by_copy(weight_.view());
-        for (size_t i = 0; i < tensors.size(); ++i) {
-            const py::object tensor = tensors[i];
+        for (size_t i = 0; i + 1 < args.size(); ++i) {
+            const py::object tensor = args[i];
             tensors_.push_back(i == kOrder ? py::object() : tensor);
             addresses_.push_back(address(tensor));
             // Tensors made under torch.inference_mode do not count what is written to them.
@@ -108,8 +110,8 @@ class Bound {
     }
 
     // x [..., m] times the transposed weight, [..., n] in the dtype of x. None where x is not what it has to be or, if
-    // the product has to be `alone`, where something else is wanted too. NotImplemented where the first elements of
-    // `args` are no longer the same tensors at the same addresses, or `repack` is not what it was.
+    // the product has to be `alone`, where something else is wanted too. NotImplemented where `args` are no longer the
+    // same sizes and memory with the same content, as far as torch counts, or `repack` is not what it was.
     py::object product(py::handle x, const py::tuple& args, bool int8, int64_t threads, bool repack, bool alone) {
         if (repack != repack_ || !fits(args)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
         const Torch& t = torch();
@@ -129,11 +131,8 @@ class Bound {
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         const auto element = is_float ? arb::Element::fp32 : is_bf16 ? arb::Element::bf16 : arb::Element::fp16;
         const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
-        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)]) {
-            const py::object y = dense_(x, args[kOrder], view_);
-            weight_.release();
-            return y;
-        }
+        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)])
+            return dense_(x, args[kOrder], view_);
         const py::object y = empty_like_rows(x, dtype, shape, dims);
         if (int8 && !weight_.covers_int8()) call(not_covered_);
         gemm(weight_, from, element, batch, address(y), threads, activations);
@@ -170,11 +169,15 @@ class Bound {
 
     bool fits(const py::tuple& args) const {
         for (size_t i = 0; i < addresses_.size(); ++i) {
+            // Not whether it is the same object: state_dict() makes others of the same memory, and of the same version.
             PyObject* const now = PyTuple_GET_ITEM(args.ptr(), static_cast<Py_ssize_t>(i));
-            if ((i != kOrder && now != tensors_[i].ptr()) || address(now) != addresses_[i]) return false;
+            if (address(now) != addresses_[i]) return false;
             if (versions_[i] != kNotCounted && version(now) != versions_[i]) return false;
         }
-        return true;
+        PyObject* const sizes = PyTuple_GET_ITEM(args.ptr(), static_cast<Py_ssize_t>(addresses_.size()));
+        const int same = PyObject_RichCompareBool(sizes, sizes_.ptr(), Py_EQ);
+        if (same < 0) throw py::error_already_set();
+        return same == 1;
     }
 
     static constexpr size_t kOrder = 8;  // of the column order among the tensors
@@ -183,9 +186,10 @@ class Bound {
     // How often a tensor has been written to.
     static int64_t version(py::handle tensor) { return PyLong_AsLongLong(get(tensor, torch().version).ptr()); }
 
-    std::vector<py::object> tensors_;
+    std::vector<py::object> tensors_;  // kept alive
     std::vector<uintptr_t> addresses_;
     std::vector<int64_t> versions_;
+    py::list sizes_;
     py::object view_;
     arb::Weight weight_;
     bool repack_;
@@ -200,6 +204,8 @@ void register_direct(py::module_& m) {
         .def(py::init<const py::tuple&, const py::object&, bool, std::array<int64_t, 3>, const py::object&,
                       const py::object&>())
         .def("product", &Bound::product)
-        // Not copied, not pickled: a layer makes it anew.
-        .def("__reduce__", [](const Bound&) { return py::make_tuple(py::type::of(py::none()), py::tuple()); });
+        // Not copied, not pickled: made anew instead. Nothing, as torch.load accepts it.
+        .def("__reduce__", [](const Bound&) {
+            return py::make_tuple(py::module_::import("collections").attr("OrderedDict"), py::tuple());
+        });
 }

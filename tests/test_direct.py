@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import os
+import signal
+import threading
+import time
 import weakref
 
 import pytest
@@ -114,7 +118,7 @@ def test_layers_are_copied_and_pickled_without_their_native_weight() -> None:
     layer, x = ARBLinear(random_packed(8, 130, 64)), torch.randn(1, 130)
     expected = layer(x)
     twin = copy.deepcopy(layer)
-    assert kept(twin) is None and torch.equal(twin(x), expected)
+    assert not kept(twin) and torch.equal(twin(x), expected)
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
@@ -148,3 +152,73 @@ def test_native_weights_go_with_their_layers() -> None:
     del layer
     gc.collect()
     assert there() is None
+
+
+def test_what_is_kept_follows_sizes_and_memory() -> None:
+    layer, x = ARBLinear(random_packed(8, 130, 64)), torch.randn(1, 130)
+    y, bound = layer(x), kept(layer)
+    assert torch.equal(torch.func.functional_call(layer, layer.state_dict(), x), y) and kept(layer) is bound
+    *parts, sizes = ops.packed_args(layer.packed)
+    for changed in (1, 2, 6):  # cols, block size, exponent
+        other = [size + (i == changed) for i, size in enumerate(sizes)]
+        if changed == 6:
+            torch.testing.assert_close(ops.LINEAR(x, *parts, other), 2 * y)
+        else:
+            with pytest.raises(InputError):
+                ops.LINEAR(x, *parts, other)
+    assert torch.equal(layer(x), y)
+
+
+def test_tensors_are_saved_as_plain_ones_after_a_product() -> None:
+    layer = ARBLinear(random_packed(8, 130, 64))
+    y = layer(x := torch.randn(1, 130))
+    file = io.BytesIO()
+    torch.save(dict(layer.named_buffers()), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    for name, buffer in saved.items():
+        layer._buffers[name] = buffer
+    assert not kept(layer) and torch.equal(layer(x), y)
+
+
+def test_products_beside_writes() -> None:
+    """Each product is of the content before or after some write; none is an internal answer."""
+    layer, x = ARBLinear(random_packed(8, 130, 64)), torch.randn(1, 130)
+    y, done = layer(x), threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            layer.row_scale.mul_(1)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            assert torch.equal(layer(x), y) and torch.equal(op(layer, x), y)
+    finally:
+        done.set()
+        writer.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_while_copies_are_made() -> None:
+    layers = [ARBLinear(random_packed(512, 2048, seed=i)) for i in range(8)]
+    x, torch_threads = torch.randn(1, 2048), torch.get_num_threads()
+    torch.set_num_threads(1)
+    maker = threading.Thread(target=lambda: [layer(x) for layer in layers])
+    maker.start()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(bool(layer(x).isfinite().all()) for layer in layers) else 1)
+    maker.join()
+    torch.set_num_threads(torch_threads)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError("the child waits for a copy that its parent was making")

@@ -1,8 +1,11 @@
 #include "arb/gemm.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <new>
 
 #include "aligned.h"
@@ -349,6 +352,15 @@ Status multiply_halves(const Plans& plans, int64_t number, const uint16_t* x, El
     return Status::ok;
 }
 
+// Guards the plans of all weights. Held through a fork: while another thread made a copy, the child would never get it.
+std::mutex& making() {
+    static std::mutex mutex;
+    static const int registered =
+        pthread_atfork([] { making().lock(); }, [] { making().unlock(); }, [] { making().unlock(); });
+    static_cast<void>(registered);
+    return mutex;
+}
+
 // Of what tiles hold too.
 void release_copied(const PackedView& w) {
     const int64_t scale = w.scale_type == ScaleType::fp16 ? 2 : 4;
@@ -374,11 +386,6 @@ bool covers_int8(const PackedView& w) { return covers_line(w) || covers_sums(w);
 Weight::Weight(const PackedView& view, bool repack) : view_(view), repack_(repack) {}
 Weight::~Weight() = default;
 
-void Weight::release() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (plans_ != nullptr && plans_->has_tiles) release_copied(view_);
-}
-
 Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int64_t threads, Activations activations,
                     const char** ran) {
     if (batch < 0 || threads < 1) return Status::bad_range;
@@ -388,7 +395,7 @@ Status Weight::gemm(const void* x, Element element, int64_t batch, void* y, int6
     try {
         std::shared_ptr<const Plans> plans;
         {
-            const std::lock_guard<std::mutex> lock(mutex_);
+            const std::lock_guard<std::mutex> lock(making());
             if (plans_ == nullptr || plans_->isa != isa) {
                 plans_.reset();  // a copy of the weight, before the next is made
                 if (const Status status = make_plans(view_, repack_, threads, *isa, plans_); status != Status::ok)

@@ -14,8 +14,8 @@ namespace arb {
 
 namespace {
 
-// Of an entry of /proc/self/pagemap: in memory, and neither private nor a private copy of a file's page. To drop such a
-// page loses nothing.
+// Of an entry of /proc/self/pagemap: in memory, and a file's page (or shared memory), not this process's own. Asked for
+// lest weights that map no file be swapped out.
 constexpr uint64_t kOfFile = uint64_t{1} << 61 | uint64_t{1} << 63;
 constexpr int64_t kEntries = 512;  // read at once
 
@@ -38,7 +38,7 @@ void release_file_pages(const void* data, int64_t bytes) {
         for (size_t i = 0; i < count;) {
             size_t next = i;
             while (next < count && (entries[next] & kOfFile) == kOfFile) ++next;
-            if (next > i) madvise(reinterpret_cast<void*>((at + i) * page), (next - i) * page, MADV_DONTNEED);
+            if (next > i) madvise(reinterpret_cast<void*>((at + i) * page), (next - i) * page, MADV_PAGEOUT);
             i = std::max(next, i + 1);
         }
         at += count;

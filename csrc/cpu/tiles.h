@@ -87,7 +87,7 @@ struct TilesJob {
 struct TilesRow {
     int8_t* tables;
     float* units;     // t [parts, kinds]
-    int32_t* totals;  // of all X [parts, kinds]
+    int32_t* totals;  // of all X [parts, kinds], where lookups need them
     double unit;      // p
 };
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 
 #include "arb/packed.h"
 
@@ -39,7 +38,8 @@ struct Plans;
 class Weight {
   public:
     // `repack`: the product is computed in a copy of the weight, exact and int8, where gains_by_copy. It is made at the
-    // first call and does not see what is written to the buffers later.
+    // first call, which gives back the buffers' pages where these map a file (cpu/pages.h), and does not see what is
+    // written to the buffers later.
     explicit Weight(const PackedView& view, bool repack = false);
     ~Weight();
     Weight(const Weight&) = delete;
@@ -47,10 +47,6 @@ class Weight {
 
     const PackedView& view() const { return view_; }
     bool covers_int8() const { return repack_ || arb::covers_int8(view_); }
-
-    // Where there is a copy, gives back the memory of what it holds too, if that maps a file (cpu/pages.h). Done when
-    // the copy is made; worth repeating after the buffers have been read for something else.
-    void release();
 
     // y = x * W^T with x [batch, m] and y [batch, n], contiguous, both of the same elements. A row of y depends neither
     // on the batch it came in nor on the number of threads. `threads` is an upper limit; small matrices use fewer.
@@ -61,7 +57,6 @@ class Weight {
   private:
     PackedView view_;
     bool repack_;
-    std::mutex mutex_;
     std::shared_ptr<const Plans> plans_;
 };
 
