@@ -91,7 +91,8 @@ class Bound {
     // and the product is exact all the same.
     Bound(const py::tuple& args, const py::object& view, bool repack, std::array<int64_t, 3> limits,
           const py::object& not_covered, const py::object& dense)
-        : sizes_(py::list(args[args.size() - 1])),
+        : list_(args[args.size() - 1]),
+          sizes_(sizes_of(args)),
           view_(view),
           weight_(view.cast<const arb::PackedView&>(), repack),
           repack_(repack),
@@ -174,10 +175,13 @@ class Bound {
             if (address(now) != addresses_[i]) return false;
             if (versions_[i] != kNotCounted && version(now) != versions_[i]) return false;
         }
-        PyObject* const sizes = PyTuple_GET_ITEM(args.ptr(), static_cast<Py_ssize_t>(addresses_.size()));
-        const int same = PyObject_RichCompareBool(sizes, sizes_.ptr(), Py_EQ);
-        if (same < 0) throw py::error_already_set();
-        return same == 1;
+        // A layer passes the same list each time.
+        return list_.ptr() == PyTuple_GET_ITEM(args.ptr(), static_cast<Py_ssize_t>(addresses_.size())) ||
+               sizes_of(args) == sizes_;
+    }
+
+    static std::vector<int64_t> sizes_of(const py::tuple& args) {
+        return args[args.size() - 1].cast<std::vector<int64_t>>();
     }
 
     static constexpr size_t kOrder = 8;  // of the column order among the tensors
@@ -189,7 +193,8 @@ class Bound {
     std::vector<py::object> tensors_;  // kept alive
     std::vector<uintptr_t> addresses_;
     std::vector<int64_t> versions_;
-    py::list sizes_;
+    py::object list_;
+    std::vector<int64_t> sizes_;
     py::object view_;
     arb::Weight weight_;
     bool repack_;

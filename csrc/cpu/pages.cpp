@@ -6,6 +6,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+
+#ifndef MADV_PAGEOUT  // Linux 5.4; older ones refuse it
+#define MADV_PAGEOUT 21
+#endif
 #endif
 
 namespace arb {
