@@ -177,7 +177,8 @@ def measure(
     count = cache_mb * 2**20 // (4 * rows * cols) + 2
     dense = [torch.randn(rows, cols) for _ in range(count)]
     half = [torch.randn(rows, cols).bfloat16() for _ in range(2 * count)]
-    probe = torch.ones(cache_mb * 2**18)  # written, lest all of it be one page of zeros
+    # Written, lest it be one page of zeros, and rotated like weights: read twice, one would be half in the cache.
+    probes = [torch.ones(cache_mb * 2**18) for _ in range(3)]
     bits = {"torch fp32": 32.0, "torch bf16": 16.0}
     for name, copies in weights.items():
         bits |= {f"{name}, {way}": copies[0].bits_per_weight for way in (*WAYS, "dequantized at once")}
@@ -190,7 +191,7 @@ def measure(
             contenders: dict[str, Callable[[int], object]] = {
                 "torch fp32": lambda i, x=x: F.linear(x, dense[i % len(dense)]),
                 "torch bf16": lambda i, x=x16: F.linear(x, half[i % len(half)]),
-                "probe": lambda i: probe.sum(),
+                "probe": lambda i: probes[i % len(probes)].sum(),
             }
             for name, copies in weights.items():
                 repack = not name.endswith(STORED)
@@ -207,7 +208,7 @@ def measure(
                 before = -1 if rows * cols * batch < 1 << 32 else None
                 times = timed(contenders, rounds if batch < cpu.DENSE_BATCH else max(3, rounds // 5), before)
             medians = {name: statistics.median(t) for name, t in times.items()}
-            bandwidth = probe.numel() * 4 / medians.pop("probe")
+            bandwidth = probes[0].numel() * 4 / medians.pop("probe")
             for name, median in medians.items():
                 read = bits[name] / 8 * rows * cols / median
                 quarter = len(times[name]) // 4
