@@ -124,10 +124,20 @@ class ARBLinear(nn.Module):
 
     @property
     def packed(self) -> PackedWeight:
-        """The weight, sharing memory with the buffers and what its products keep (cpu.py)."""
+        """The weight, sharing memory with the buffers and, while these are in step, what its products keep (cpu.py)."""
         packed = self._derive()
-        packed.__dict__.update(order=self._buffers["order"], salient_counts=self._buffers["counts"])
+        if self._derived_from == self._sources():
+            packed.__dict__.update(order=self._buffers["order"], salient_counts=self._buffers["counts"])
         return packed
+
+    def _sources(self) -> list[tuple[int, ...]]:
+        """What `order` and `counts` follow from: which tensors, and how often torch saw these written to."""
+
+        def source(t: Tensor) -> tuple[int, ...]:
+            memory = t.data_ptr() if type(t) is Tensor else 0  # tensors that only stand for others have none
+            return id(t), memory, -1 if t.is_inference() else t._version
+
+        return [source(t) for t in (self._buffers["salient"], self._buffers["columns"]) if t is not None]
 
     def _derive(self) -> PackedWeight:
         """The weight, with an order and counts of its own."""
@@ -142,6 +152,7 @@ class ARBLinear(nn.Module):
         packed = self._derive()
         self._buffers["order"] = packed.order
         self._buffers["counts"] = packed.salient_counts
+        self._derived_from = self._sources()
 
     def dequantize(self) -> Tensor:
         """The dense weight, float32 [n, m]."""

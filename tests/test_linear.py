@@ -31,6 +31,16 @@ def test_linear_equals_the_dense_layer(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(y, F.linear(x, pw.dequantize(), bias), rtol=1e-5, atol=1e-4)
 
 
+def test_packed_follows_what_was_written_before_refresh() -> None:
+    layer, other = (ARBLinear(random_packed(12, 70, 32, ordered=True, seed=seed)) for seed in (0, 1))
+    assert layer.packed.order is layer.order
+    layer.columns.copy_(other.columns)
+    layer._buffers["salient"] = other.salient.clone()
+    assert torch.equal(layer.packed.order, other.order) and torch.equal(layer.packed.salient_counts, other.counts)
+    layer.refresh()
+    assert layer.packed.order is layer.order and torch.equal(layer.order, other.order)
+
+
 def test_non_contiguous_x() -> None:
     pw, x = random_packed(12, 70, 32), torch.randn(70, 5).t()
     assert not x.is_contiguous()
