@@ -22,17 +22,13 @@ from .native import activations, active_isa, extension, repack
 
 # From some number of rows of x on, dequantizing tiles of W and calling BLAS mostly beats the packed kernels, whose work
 # grows with every row; `dense_batches` says from how many.
-DENSE_BATCH = 16  # kernels by blending, and 8-bit tables
+DENSE_BATCH = 16  # weights without a copy, and 8-bit tables
 NEVER = 1 << 62
 DOT_PRODUCTS = ("avx512vbmi", "avx512vnni", "avxvnni", "neondot")  # instruction sets with one that adds four products
 # By (way, dot products): for one, two and three digits of x, where W is narrow and where it is wide.
 DENSE_BATCHES = {
     ("line", True): ((96, 28, 16), (NEVER, NEVER, 192)),
     ("line", False): ((12, 6, 5), (44, 14, 10)),
-    ("sums", True): ((12, 8, 6), (80, 40, 28)),
-    ("sums", False): ((7, 5, 4), (32, 20, 12)),
-    ("four groups", True): ((3, 2, 2), (12, 9, 6)),
-    ("four groups", False): ((3, 2, 2), (9, 6, 5)),
     ("repacked", True): ((192, 40, 20), (NEVER, 192, 64)),  # here: lookups of 64 bytes
     ("repacked", False): ((24, 14, 9), (80, 30, 20)),
 }
@@ -77,15 +73,14 @@ def dense_batches(packed: Any, repacked: bool = False) -> tuple[int, int, int]:
     wide = packed.cols >= NARROW
     if repacked and packed.gains_by_copy:
         return DENSE_BATCHES["repacked", active_isa() == "avx512vbmi"][wide]
-    if not packed.covers_line and not packed.covers_sums:
+    if not packed.covers_line:
         return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
-    kind = "line" if packed.covers_line else "four groups" if packed.groups == 4 else "sums"
-    return DENSE_BATCHES[kind, active_isa() in DOT_PRODUCTS][wide]
+    return DENSE_BATCHES["line", active_isa() in DOT_PRODUCTS][wide]
 
 
 NOT_COVERED = (
-    "int8 activations were asked for, but a packed weight has a layout without an int8 kernel (several blocks of "
-    "less than 64 columns): it is multiplied exactly. Its repacked copy has one (ARBLLM_REPACK=1, native.set_repack)"
+    "int8 activations were asked for, but a packed weight's layout has a kernel in its copy alone, and copies are off "
+    "(ARBLLM_REPACK=0 or native.set_repack): it is multiplied exactly"
 )
 
 

@@ -71,7 +71,7 @@ WAYS = {
     "bf16 x": (torch.bfloat16, "exact", 0.003),  # half of a bfloat16's last bit is up to 0.4 %
     "int8": (torch.float32, "int8", 0.015),
 }
-STORED = ", as stored"  # after the names of layouts' rows: without the copy that they would have
+STORED = ", as stored"  # after the names of layouts' rows: without the copy that they would have, which int8 needs
 
 
 @dataclass
@@ -110,7 +110,7 @@ def check(pw: PackedWeight, x: torch.Tensor) -> None:
     for name, (dtype, activations, most) in WAYS.items():
         own = x.to(dtype)
         exact = own.double() @ pw.dequantize().double().t()
-        for copies in (False, True) if gains_by_copy(pw) else (False,):
+        for copies in (True,) if activations == "int8" or not gains_by_copy(pw) else (False, True):
             with native.forced_activations(activations), native.forced_repack(copies):
                 error = float((linear(own, pw).double() - exact).norm() / exact.norm())
             if not error <= most:
@@ -201,7 +201,7 @@ def measure(
                     contenders[f"{name}, dequantized at once"] = lambda i, x=x, copies=copies: F.linear(
                         x, torch.ops.arb.dequantize(*ops.packed_args(copies[(i + 1) % len(copies)]))
                     )
-                if batch < cpu.dense_batches(cpu.view(ops.packed_args(copies[0])), repack)[0]:
+                if repack and batch < cpu.dense_batches(cpu.view(ops.packed_args(copies[0])), True)[0]:
                     contenders[f"{name}, int8"] = packed_call(copies, x, "int8", repack)
             with torch.no_grad():
                 # Code and x are in the cache, as in decoding; weights are not. In a long call that makes no difference.
@@ -273,7 +273,8 @@ def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: in
         if stored and not gains_by_copy(pw):
             continue
         twins = copies_of(pw, 0)  # each keeps to the way of its first product
-        for way, count, batch in itertools.product(WAYS, threads, BATCHES):
+        ways = [way for way in WAYS if not stored or way != "int8"]
+        for way, count, batch in itertools.product(ways, threads, BATCHES):
             torch.set_num_threads(count)
             dtype, activations, _ = WAYS[way]
             x = torch.randn(batch, cols, dtype=dtype)

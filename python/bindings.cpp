@@ -144,9 +144,7 @@ PYBIND11_MODULE(_native, m) {
         .def("digits_of", &arb::digits_of)
         .def_readonly("rows", &arb::PackedView::rows)
         .def_readonly("cols", &arb::PackedView::cols)
-        .def_readonly("groups", &arb::PackedView::groups)
         .def_property_readonly("covers_line", &arb::covers_line)
-        .def_property_readonly("covers_sums", &arb::covers_sums)
         .def_property_readonly("gains_by_copy", &arb::gains_by_copy);
 
     // A view and its plan, for as many calls as wanted.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 from typing import Any
 
 import pytest
 import torch
+from cpu_products import WAYS, run
 from helpers import random_packed
-from test_sums import WAYS, run
 from torch import Tensor
 
 from arbllm_kernels.packed import PackedWeight
@@ -45,6 +46,6 @@ def test_nothing_is_read_past_the_end(isa: str, options: dict[str, Any]) -> None
         pw = random_packed(n, m, **options)
         at_the_end = PackedWeight(layout=pw.layout, **{name: guarded(t) for name, t in pw.tensors().items()})
         for batch in (1, 3):
-            for dtype, int8 in WAYS:
+            for (dtype, int8), repack in itertools.product(WAYS, (False, True)):
                 x = guarded(torch.randn(batch, m, dtype=dtype))
-                assert torch.equal(run(at_the_end, x, int8), run(pw, x, int8))
+                assert torch.equal(run(at_the_end, x, int8, 1, repack), run(pw, x, int8, 1, repack))

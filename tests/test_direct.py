@@ -139,7 +139,7 @@ def test_every_way_shares_one_native_weight() -> None:
     assert kept(layer) is bound
     native.set_repack(False)
     try:
-        assert not torch.equal(layer(x), y) and kept(layer) is not bound  # by sums: the copy is gone
+        assert not torch.equal(layer(x), y) and kept(layer) is not bound  # by blending: the copy is gone
     finally:
         native.set_repack(None)
 

@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 import torch
+from cpu_products import WAYS, check_bits, check_rows, check_rows_that_are_not_finite, run, same_bits
 from helpers import random_packed
-from test_sums import WAYS, reference, run, same_bits
 
 from arbllm_kernels import cpu, native, ops
 from arbllm_kernels.packed import PackedWeight
@@ -36,8 +36,26 @@ def run_exact(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> torch.Tens
     return run(pw, x, False, threads)
 
 
-def run_int8(pw: PackedWeight, x: torch.Tensor, threads: int = 1) -> torch.Tensor:
-    return run(pw, x, True, threads)
+def reference(pw: PackedWeight, x: torch.Tensor, digits: int) -> torch.Tensor:
+    """The product in one or two digits in float64, exact but for the last rounding: [batch, n]."""
+    lay, order, whole = pw.layout, pw.order.long(), torch.tensor(127.0 if digits == 1 else 127.0 * 257.0)
+    sign, y = pw._sign_bits.double() * 2 - 1, torch.zeros(x.shape[0], lay.rows, dtype=torch.float64)
+    second = pw._second_bits.double() * 2 - 1 if lay.salient_order == 2 else torch.zeros_like(sign)
+    assert pw.col_scale is not None and pw.row_base is not None
+    for b, count in enumerate(pw.salient_counts.tolist()):
+        cols = slice(b * lay.block_size, min((b + 1) * lay.block_size, lay.cols))
+        before = int(pw.salient_counts[:b].sum())
+        values = x[:, order[cols]] * pw.col_scale.float()[0, cols]
+        most = values.abs().amax(1, keepdim=True)
+        q = (values * (whole / most)).round().double().nan_to_num(0.0)
+        codes, group = pw.row_scale[:, b].double(), pw._group_index[:, cols].long()
+        salient = group[:, :count] * (lay.salient_groups > 1) * lay.salient_order
+        levels = sign[:, cols] * codes.gather(1, lay.salient_scales + group)
+        levels[:, :count] = sign[:, cols][:, :count] * codes.gather(1, salient)
+        if lay.salient_order == 2:
+            levels[:, :count] += second[:, before : before + count] * codes.gather(1, salient + 1)
+        y += (q @ levels.T) * (most / whole).double()
+    return y * (pw.row_base.float() * 2.0**lay.exponent).double()
 
 
 def bound(pw: PackedWeight, x: torch.Tensor) -> torch.Tensor:
@@ -61,10 +79,10 @@ def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> N
         # One rounding of x c to float32, one of y.
         rounding = 2.0**-23 * (x.double().abs() @ pw.dequantize().double().abs().T)
         assert bool(((run_exact(pw, x).double() - exact).abs() <= bound(pw, x) + rounding + 1e-30).all()), pw.layout
-        int8, expected = run_int8(pw, x).double(), reference(pw, x, k, joint=True)
+        int8, expected = run(pw, x, True).double(), reference(pw, x, 1)
         assert bool(((int8 - expected).abs() <= 2.0**-22 * (expected.abs() + rounding * 2.0**23)).all()), pw.layout
         half = x.bfloat16()
-        two, expected = run(pw, half, False).double(), reference(pw, half.float(), k, joint=True, digits=2)
+        two, expected = run(pw, half, False).double(), reference(pw, half.float(), 2)
         steps = 2.0**-8 * expected.abs()
         assert bool(((two - expected).abs() <= steps * 1.001 + rounding).all()), pw.layout
 
@@ -72,11 +90,7 @@ def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> N
 @pytest.mark.parametrize("n,m,k", SHAPES)
 def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
-        for dtype, int8 in WAYS:
-            x = torch.randn(15, m, dtype=dtype)  # tiles of 8, 4, 2 and 1
-            got = run(pw, x, int8)
-            with native.forced_isa("scalar"):
-                assert same_bits(got, run(pw, x, int8)), (dtype, int8, pw.layout)
+        check_bits(pw, 15)  # tiles of 8, 4, 2 and 1
 
 
 @pytest.mark.parametrize("salient_groups", [1, 2])
@@ -95,12 +109,17 @@ def test_joined_planes_where_some_blocks_cannot_be_joined(isa: str, salient_grou
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 65])
 def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
-    pw = random_packed(701, 1400, 2048, shared=True, coded=True)
-    for dtype, int8 in WAYS:
-        x = torch.randn(batch, 1400, dtype=dtype)
-        together = run(pw, x, int8, threads=3)
-        for i in range(0, batch, 8):
-            assert torch.equal(together[i : i + 1], run(pw, x[i : i + 1], int8))
+    check_rows(random_packed(701, 1400, 2048, shared=True, coded=True), batch, 8)
+
+
+def test_the_size_of_the_cache_changes_no_result(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pw = random_packed(37, 9000, 2048, shared=True, coded=True, joined=True, salient=0.3)
+    x = {way: torch.randn(2, 9000, dtype=way[0]) for way in WAYS}
+    found = []
+    for kib in (1, 24, 10**6):  # a block at a time; several; all
+        monkeypatch.setenv("ARBLLM_L1_KIB", str(kib))
+        found.append([run(pw, x[way][:batch], way[1]) for way, batch in itertools.product(WAYS, (1, 2))])
+    assert all(same_bits(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 1e38])
@@ -117,11 +136,4 @@ def test_huge_and_tiny_x(isa: str, size: float) -> None:
 
 
 def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str) -> None:
-    pw = random_packed(8, 600, 512, shared=True, coded=True, salient=0.2)
-    for dtype, int8 in WAYS:
-        x = torch.randn(5, 600, dtype=dtype)
-        before = run(pw, x, int8)
-        x[1, 7], x[3, 599] = float("inf"), float("nan")
-        got = run(pw, x, int8)
-        assert torch.equal(got[::2], before[::2]) and bool((~got[1::2].isfinite()).all())
-        assert bool(got[3].isnan().all())
+    check_rows_that_are_not_finite(random_packed(8, 600, 512, shared=True, coded=True, salient=0.2))

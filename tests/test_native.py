@@ -43,7 +43,7 @@ def test_every_element_of_16_bits_is_read_and_rounded(isa: str, dtype: torch.dty
     for w in (1.0, 1 + 2.0**-10, 3.0, 2.0**-10 + 2.0**-20):
         pw = random_packed(1, 2, 1, salient=0.0)
         pw.sign.fill_(1), pw.row_scale.fill_(w), pw.col_scale.fill_(1.0)
-        assert not cpu.view(ops.packed_args(pw)).covers_sums and float(pw.dequantize()[0, 0]) == w
+        assert float(pw.dequantize()[0, 0]) == w
         y, weight = torch.empty(2**16, 1, dtype=dtype), native_weight(ops.packed_args(pw))
         weight.gemm(x.data_ptr(), element(dtype), 2**16, y.data_ptr(), 2, EXACT)
         expected = (x[:, :1].float() * w + 0.0).to(dtype)  # a sum: never -0, unless rounded to it
@@ -169,8 +169,8 @@ def test_format_2_parts_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("n,m,k", [(70, 1300, 100), (33, 1100, 128), (3, 2000, 1001)])
-def test_gemm_by_tables_over_several_chunks_and_panels(isa: str, n: int, m: int, k: int) -> None:
-    """Two groups without means: blocks that begin inside words, rows and chunks that end inside them."""
+def test_gemm_over_several_words(isa: str, n: int, m: int, k: int) -> None:
+    """Blocks that begin inside words, rows that end inside them."""
     for salient_groups, order, dtype in ((2, 2, torch.float16), (1, 2, torch.float32), (1, 1, torch.float16)):
         pw = random_packed(n, m, k, salient_groups=salient_groups, salient_order=order, dtype=dtype, exponent=-3)
         x = torch.randn(5, m)
@@ -308,7 +308,7 @@ WITH_BYTES = ("avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi")
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="x86-64 units only")
 @pytest.mark.parametrize(
     "unit",
-    ["avx2/kernels", "avx512/kernels"] + [f"{isa}/{kind}" for isa in WITH_BYTES for kind in ("line", "sums", "tiles")],
+    ["avx2/kernels", "avx512/kernels"] + [f"{isa}/{kind}" for isa in WITH_BYTES for kind in ("line", "tiles")],
 )
 def test_units_share_no_code(unit: str, tmp_path: Path) -> None:
     """A weak symbol in a unit could be linked into code for machines that lack its instruction set."""

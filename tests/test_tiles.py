@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import test_sums
 import torch
+from cpu_products import WAYS, check_bits, check_rows, check_rows_that_are_not_finite, run
 from helpers import random_packed
-from test_sums import WAYS, ZONES, bound, check_bits, check_definition
 
 from arbllm_kernels import cpu, native, ops
-from arbllm_kernels.errors import InputError
 from arbllm_kernels.linear import ARBLinear, linear
 from arbllm_kernels.packed import PackedWeight
 
 # Tiles that are not full; parts and steps that are not; blocks of every kind, narrow ones and one of all columns.
 SHAPES = [(1, 1, 64), (31, 63, 128), (33, 65, 64), (3, 129, 128), (70, 576, 128), (4, 700, 256), (3, 300, 300)]
 SHAPES += [(17, 640, 100), (5, 90, 8), (3, 20, 1), (40, 2100, 1024), (2, 5000, 5000)]
+ZONES = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 4)]  # groups, salient groups
 OPTIONS: list[dict[str, Any]] = [
     {}, {"salient": 1.0}, {"salient": 0.0}, {"salient": 0.5}, {"mean": True, "salient": 0.1},
     {"col_scale": False, "dtype": torch.float32}, {"shared": True, "coded": True, "ordered": True},
@@ -40,10 +39,6 @@ def weights(n: int, m: int, k: int) -> Iterator[PackedWeight]:
             pw.row_scale[::2].neg_()
         pw.row_scale[n // 2 : n // 2 + 1] = 0
         yield pw
-
-
-def run(pw: PackedWeight, x: torch.Tensor, int8: bool, repack: bool = True) -> torch.Tensor:
-    return test_sums.run(pw, x, int8, 1, repack)
 
 
 def rounded(values: torch.Tensor, codes: int, digits: int) -> torch.Tensor:
@@ -95,25 +90,66 @@ def reference(pw: PackedWeight, x: torch.Tensor, digits: int) -> torch.Tensor:
     return y * (base * 2.0**lay.exponent).double()
 
 
-def slack(pw: PackedWeight, x: torch.Tensor, digits: bool) -> torch.Tensor:
-    """As test_sums.bound, for sums of floats one after the other."""
-    parts = sum(
-        -(-min(pw.layout.block_size, pw.layout.cols - s) // PART)
-        for s in range(0, pw.layout.cols, pw.layout.block_size)
-    )
-    return bound(pw, x, digits) * (2 + parts * 20 / 16 if digits else 4 + parts * 20 / 8)
+def most_weight(pw: PackedWeight) -> torch.Tensor:
+    """What the parts of a weight of each row may add up to: [n]."""
+    columns = [part.abs().max() for part in (pw.col_scale, pw.col_scale2) if part is not None and part.numel()]
+    most = pw.row_scale.double().abs().amax((1, 2)) * pw.layout.salient_order
+    most = most * float(max([1.0, *map(float, columns)]))
+    if pw.mean is not None:
+        most = most + 2 * pw.mean.double().abs().amax((1, 2))
+    base = 1.0 if pw.row_base is None else pw.row_base.double()
+    return most * base * 2.0**pw.layout.exponent
+
+
+def bound(pw: PackedWeight, x: torch.Tensor, digits: bool) -> torch.Tensor:
+    """Rounding of a sum of floats for every part and term, and of x to three digits: half of 2^-21 of the largest sum
+    of up to four columns."""
+    lay, size, parts = pw.layout, torch.zeros(x.shape[0], 1, dtype=torch.float64), 0
+    own = x.double()[:, pw.order.long()].abs()
+    for start in range(0, lay.cols, lay.block_size):
+        for first in range(start, min(start + lay.block_size, lay.cols), PART):
+            here = own[:, first : min(first + PART, start + lay.block_size)]
+            size += here.amax(1, keepdim=True) * here.shape[1]
+            parts += 1
+    terms = parts * (lay.scales_per_block + (0 if pw.mean is None else lay.zones))
+    return size * most_weight(pw) * ((terms + 8) * 2.0**-24 + (4 / lay.groups * 2.0**-22 if digits else 0.0)) + 1e-30
+
+
+def check_definition(pw: PackedWeight, x: torch.Tensor) -> None:
+    """Three digits against float64, one and two against `reference`."""
+    dense = pw.dequantize().double().T
+    off = (run(pw, x, False).double() - x.double() @ dense).abs()
+    assert bool((off <= bound(pw, x, True)).all()), pw.layout
+    off = (run(pw, x, True).double() - reference(pw, x, 1)).abs()
+    assert bool((off <= bound(pw, x, False)).all()), pw.layout
+    half = x.half()
+    expected = reference(pw, half.float(), 2)
+    off = (run(pw, half, False).double() - expected).abs()
+    rounding = 2.0**-11 * expected.abs() + 2.0**-25
+    assert bool((off <= bound(pw, half, False) + rounding).all()), pw.layout
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES)
 def test_products_equal_their_definition(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
-        check_definition(pw, torch.randn(2, m), True, reference, slack)
+        check_definition(pw, torch.randn(2, m))
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES)
 def test_instruction_sets_give_the_same_bits(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
-        check_bits(pw, 3, True)
+        check_bits(pw, 3)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 5, 19, 66])
+def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
+    pw = random_packed(2101, 1400, 128)  # three panels, of which threads take pieces
+    check_rows(pw, batch, 4 if batch < 66 else 13)
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone(isa: str) -> None:
+    check_rows_that_are_not_finite(random_packed(8, 300, 128))
+    assert bool((run(random_packed(3, 64, 64, zero=True), torch.randn(1, 64), True) == 0).all())
 
 
 @pytest.mark.parametrize("plus", [False, True])
@@ -146,7 +182,7 @@ def test_huge_and_tiny_x(isa: str, size: float) -> None:
     x = torch.rand(1, 300) * size
     exact = x.double() @ pw.dequantize().double().T
     subnormal = 2.0**-149  # y has no finer steps
-    assert bool(((run(pw, x, False).double() - exact).abs() <= slack(pw, x, True) + subnormal).all())
+    assert bool(((run(pw, x, False).double() - exact).abs() <= bound(pw, x, True) + subnormal).all())
     assert bool((run(pw, x, True).double() - exact).norm() <= 0.02 * exact.norm() + 8 * subnormal)
     assert bool((run(pw, torch.zeros(1, 300), False) == 0).all())
 
@@ -164,7 +200,7 @@ def test_error_of_random_weights_is_about_one_percent(isa: str, salient: float) 
 def test_layers_follow_the_setting_and_their_tensors(isa: str) -> None:
     pw, x = random_packed(40, 300, 64), torch.randn(1, 300)
     layer = ARBLinear(pw)
-    stored, copied = run(pw, x, False, repack=False), run(pw, x, False)
+    stored, copied = run(pw, x, False, 1, False), run(pw, x, False)
     assert not torch.equal(stored, copied)  # sums in another order
     torch.testing.assert_close(stored, copied, rtol=1e-4, atol=1e-3)
     with native.forced_repack(False):
@@ -187,24 +223,6 @@ def test_layers_follow_the_setting_and_their_tensors(isa: str) -> None:
         many = x.repeat(cpu.dense_batches(cpu.view(ops.packed_args(pw)), True)[2], 1)
         torch.testing.assert_close(layer(many)[:1], other(x), rtol=1e-4, atol=1e-3)  # dequantized
         with native.forced_activations("int8"):
-            narrow = random_packed(8, 300, 32)  # reads int8 as a copy alone
-            assert torch.equal(linear(x, narrow), run(narrow, x, True))
+            assert torch.equal(linear(x, pw), run(pw, x, True))
     with native.forced_repack(False):
-        assert torch.equal(layer(x), run(pw, x, False, repack=False))
-
-
-def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    native.set_repack(None)
-    monkeypatch.delenv("ARBLLM_REPACK", raising=False)
-    assert native.repack() is True
-    native.set_repack(None)
-    monkeypatch.setenv("ARBLLM_REPACK", "0")
-    assert native.repack() is False
-    native.set_repack(None)
-    monkeypatch.setenv("ARBLLM_REPACK", "yes")
-    with pytest.raises(InputError, match="ARBLLM_REPACK: 'yes'; must be 0 or 1"):
-        native.repack()
-    monkeypatch.delenv("ARBLLM_REPACK")
-    assert native.repack() is True
-    with pytest.raises(InputError, match="set_repack: '0'; must be True, False or None"):
-        native.set_repack("0")  # type: ignore[arg-type]
+        assert torch.equal(layer(x), run(pw, x, False, 1, False))

@@ -81,21 +81,18 @@ struct Entry {
 
 constexpr Entry kTable[] = {
 #if defined(__x86_64__)
-    {{"avx512vbmi", &avx512_kernels, &avx512vbmi_line, &avx512vbmi_sums, &avx512vbmi_tiles, &avx512_solver},
-     has_avx512vbmi},
-    {{"avx512vnni", &avx512_kernels, &avx512vnni_line, &avx512vnni_sums, &avx512vnni_tiles, &avx512_solver},
-     has_avx512vnni},
-    {{"avx512", &avx512_kernels, &avx512_line, &avx512_sums, &avx512_tiles, &avx512_solver}, has_avx512},
+    {{"avx512vbmi", &avx512_kernels, &avx512vbmi_line, &avx512vbmi_tiles, &avx512_solver}, has_avx512vbmi},
+    {{"avx512vnni", &avx512_kernels, &avx512vnni_line, &avx512vnni_tiles, &avx512_solver}, has_avx512vnni},
+    {{"avx512", &avx512_kernels, &avx512_line, &avx512_tiles, &avx512_solver}, has_avx512},
 #if defined(ARB_HAS_AVXVNNI)
-    {{"avxvnni", &avx2_kernels, &avxvnni_line, &avxvnni_sums, &avxvnni_tiles, &avx2_solver}, has_avxvnni},
+    {{"avxvnni", &avx2_kernels, &avxvnni_line, &avxvnni_tiles, &avx2_solver}, has_avxvnni},
 #endif
-    {{"avx2", &avx2_kernels, &avx2_line, &avx2_sums, &avx2_tiles, &avx2_solver}, has_avx2},
+    {{"avx2", &avx2_kernels, &avx2_line, &avx2_tiles, &avx2_solver}, has_avx2},
 #elif defined(__aarch64__)
-    {{"neondot", &neon_kernels, &neondot_line, &neondot_sums, &neondot_tiles, &scalar_solver}, has_dot},
-    {{"neon", &neon_kernels, &neon_line, &neon_sums, &neon_tiles, &scalar_solver},
-     always},  // part of the architecture's baseline
+    {{"neondot", &neon_kernels, &neondot_line, &neondot_tiles, &scalar_solver}, has_dot},
+    {{"neon", &neon_kernels, &neon_line, &neon_tiles, &scalar_solver}, always},  // part of the architecture's baseline
 #endif
-    {{"scalar", &scalar_kernels, &scalar_line, &scalar_sums, &scalar_tiles, &scalar_solver}, always},
+    {{"scalar", &scalar_kernels, &scalar_line, &scalar_tiles, &scalar_solver}, always},
 };
 
 Status find(const char* name, const Isa** isa) {

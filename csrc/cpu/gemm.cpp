@@ -18,11 +18,9 @@ namespace arb {
 struct Plans {
     const Isa* isa;
     bool has_line;
-    bool has_sums;
     bool has_tiles;
     Plan exact;
     LinePlan line;
-    SumsPlan sums;
     TilesPlan tiles;
 };
 
@@ -69,7 +67,7 @@ Status multiply(const Kernels& kernels, const Job& job, const float* x, int64_t 
     return Status::ok;
 }
 
-// ---- in whole numbers, by line and by sums
+// ---- in whole numbers, by line and in tiles
 
 constexpr int64_t kRowsAtOnce = 64;    // rows of x that are prepared before the weight is read, at most
 constexpr int64_t kRowsPerPiece = 16;  // at least so many rows of the weight for a thread
@@ -121,66 +119,18 @@ struct ByLine {
     }
 };
 
-struct BySums {
-    using Row = SumsRow;
-    static constexpr int64_t kTile = kSumsTile, kExactTile = kSumsTile;
-    static constexpr int64_t kRows = kRowsAtOnce;
-    const SumsKernels* kernels;
-    const SumsJob* job;
-    Aligned<int8_t> digits;
-    Aligned<int32_t> starts;
-    Aligned<float> units;
-    Aligned<int32_t> totals;
-    Aligned<float> values;
-
-    BySums(const SumsKernels& k, const SumsJob& j, int64_t rows, int64_t number)
-        : kernels(&k),
-          job(&j),
-          digits(aligned<int8_t>(rows * number * j.lines * 32 * k.lanes)),
-          starts(aligned<int32_t>(rows * number * j.lines * k.lanes)),
-          units(aligned<float>(rows * unit_count())),
-          totals(aligned<int32_t>(rows * j.parts * 2 * k.lanes)),
-          values(aligned<float>(rows * value_count())) {}
-
-    int64_t unit_count() const { return job->parts * (job->scales + job->means) * kernels->lanes; }
-    int64_t value_count() const { return job->weight->cols + kUnit; }
-    int64_t pieces() const { return job->parts; }
-
-    bool begin(const float* x, int64_t i, int64_t number, Row& row) const {
-        const int64_t lines = i * number * job->lines * kernels->lanes;
-        row = {digits.get() + 32 * lines, starts.get() + lines, units.get() + i * unit_count(),
-               totals.get() + i * job->parts * 2 * kernels->lanes, 0.0};
-        row.unit = kernels->gather(*job->weight, job->order, x, values.get() + i * value_count());
-        return row.unit != 0.0;
-    }
-
-    Status prepare(const float*, int64_t i, int64_t piece, int64_t number, Row& row, bool&) const {
-        kernels->prepare(*job, piece, values.get() + i * value_count(), number, row);
-        return Status::ok;
-    }
-
-    void multiply(const SumsRow* x, int64_t tile, int64_t number, int64_t begin, int64_t end, unsigned char* scratch,
-                  float* const* y) const {
-        kernels->multiply(*job, x, tile, number, begin, end, scratch, y);
-    }
-    int64_t scratch() const { return kSumsLines * kSumsPanel * job->room; }
-    int64_t rows_per_piece(int64_t) const { return kRowsPerPiece; }
-};
-
 struct InTiles {
     using Row = TilesRow;
     static constexpr int64_t kTile = kTileBatch, kExactTile = kTileBatch;
     static constexpr int64_t kRows = kTileBatch;  // tables of more would fill the cache
     const TilesKernels* kernels;
-    const SumsKernels* sums;
     const TilesJob* job;
     Aligned<int8_t> tables;
     Aligned<float> units, values;
     Aligned<int32_t> totals;
 
-    InTiles(const Isa& isa, const TilesJob& j, int64_t rows, int64_t number)
-        : kernels(isa.tiles),
-          sums(isa.sums),
+    InTiles(const TilesKernels& k, const TilesJob& j, int64_t rows, int64_t number)
+        : kernels(&k),
           job(&j),
           tables(aligned<int8_t>(rows * number * table_bytes())),
           units(aligned<float>(rows * j.parts * j.kinds)),
@@ -188,13 +138,13 @@ struct InTiles {
           totals(aligned<int32_t>(rows * j.parts * j.kinds)) {}
 
     int64_t table_bytes() const { return job->tables * kernels->table_bytes; }
-    int64_t value_count() const { return job->weight->cols + kUnit; }
+    int64_t value_count() const { return job->weight->cols + kTilePart; }
     int64_t pieces() const { return job->parts; }
 
     bool begin(const float* x, int64_t i, int64_t number, Row& row) const {
         const int64_t kinds = i * job->parts * job->kinds;
         row = {tables.get() + i * number * table_bytes(), units.get() + kinds, totals.get() + kinds, 0.0};
-        row.unit = sums->gather(*job->weight, job->order, x, values.get() + i * value_count());
+        row.unit = kernels->gather(*job->weight, job->order, x, values.get() + i * value_count());
         return row.unit != 0.0;
     }
 
@@ -307,13 +257,11 @@ Status make_plans(const PackedView& view, bool repack, int64_t threads, const Is
     if (const Status status = make_plan(view, *isa.exact, plans->exact); status != Status::ok) return status;
     plans->has_line = covers_line(view);
     plans->has_tiles = repack && gains_by_copy(view);
-    plans->has_sums = !plans->has_tiles && !plans->has_line && covers_sums(view);
     if (plans->has_tiles) {
         if (const Status status = make_tiles_plan(plans->exact, threads, plans->tiles); status != Status::ok)
             return status;
     }
     if (plans->has_line) make_line_plan(plans->exact, *isa.line, plans->line);
-    if (plans->has_sums) make_sums_plan(plans->exact, *isa.sums, plans->sums);
     made = plans;
     return Status::ok;
 }
@@ -321,15 +269,11 @@ Status make_plans(const PackedView& view, bool repack, int64_t threads, const Is
 Status multiply_floats(const Plans& plans, int64_t number, const float* x, int64_t batch, float* y, int64_t threads) {
     const int64_t rows = std::min(batch, plans.has_tiles ? InTiles::kRows : kRowsAtOnce);
     if (plans.has_tiles) {
-        const InTiles way(*plans.isa, plans.tiles.job, rows, number);
+        const InTiles way(*plans.isa->tiles, plans.tiles.job, rows, number);
         return multiply_whole(way, plans, number, x, batch, y, threads);
     }
     if (plans.has_line) {
         const ByLine way(*plans.isa->line, plans.line.job, rows, number);
-        return multiply_whole(way, plans, number, x, batch, y, threads);
-    }
-    if (plans.has_sums) {
-        const BySums way(*plans.isa->sums, plans.sums.job, rows, number);
         return multiply_whole(way, plans, number, x, batch, y, threads);
     }
     return multiply(*plans.isa->exact, plans.exact.job, x, batch, y, threads);
@@ -380,8 +324,6 @@ int64_t digits_of(const PackedView& w, Element element, Activations activations)
 }
 
 bool gains_by_copy(const PackedView& w) { return !covers_line(w); }
-
-bool covers_int8(const PackedView& w) { return covers_line(w) || covers_sums(w); }
 
 Weight::Weight(const PackedView& view, bool repack) : view_(view), repack_(repack) {}
 Weight::~Weight() = default;

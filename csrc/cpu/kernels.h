@@ -4,7 +4,6 @@
 
 #include "arb/packed.h"
 #include "line.h"
-#include "sums.h"
 
 namespace arb {
 
@@ -88,7 +87,6 @@ struct Isa {
     const char* name;
     const Kernels* exact;
     const LineKernels* line;
-    const SumsKernels* sums;
     const TilesKernels* tiles;
     const SolverKernels* solver;
 };

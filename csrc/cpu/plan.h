@@ -7,7 +7,6 @@
 #include "aligned.h"
 #include "kernels.h"
 #include "line.h"
-#include "sums.h"
 #include "tiles.h"
 
 namespace arb {
@@ -34,18 +33,6 @@ struct LinePlan {
 
 // The plan of the product in whole numbers, for a weight that make_plan and covers_line (arb/gemm.h) accepted.
 void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& plan);
-
-struct SumsPlan {
-    SumsJob job{};
-    std::vector<SumsUnit> units;
-    std::vector<SumsPart> parts;
-    std::vector<SumsSlice> slices;
-    std::vector<BitPicks> picks;  // [slices]
-    std::vector<int32_t> places, scale_index, mean_index;
-};
-
-// The plan of the product by sums of units, for a weight that make_plan and covers_sums (arb/gemm.h) accepted.
-void make_sums_plan(const Plan& exact, const SumsKernels& kernels, SumsPlan& plan);
 
 struct TilesPlan {
     TilesJob job{};

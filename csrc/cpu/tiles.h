@@ -94,8 +94,11 @@ struct TilesRow {
 struct TilesKernels {
     int64_t table_bytes;  // of a nibble, term and digit
 
-    // Part `part` of a prepared row from values as SumsKernels::gather makes them. Parts may be prepared at the same
-    // time.
+    // x [m] in column order -> values [m + kTilePart] in storage order, divided by p, which is returned. If x is not
+    // finite, zeros, and 0.
+    double (*gather)(const PackedView& weight, const int32_t* order, const float* x, float* values);
+
+    // Part `part` of a prepared row, from these values. Parts may be prepared at the same time.
     void (*prepare)(const TilesJob& job, int64_t part, const float* values, int64_t number, TilesRow& row);
 
     // y[t][i] for t < count, kTileBatch at most, and rows begin..end-1 of the weight, `begin` a multiple of kTileRows.

@@ -15,19 +15,16 @@ inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
     return dot(sums, _mm256_abs_epi8(q), _mm256_sign_epi8(levels, q));
 }
 
-// Sums of 0, 1 or 2 (a level and kUnitBias) times q, for sums.inc: in 16 bits, which hold kMostUnits pairs. They end
-// with what is stored at `starts` added to them. (keep_register: else GCC makes all products first, in memory.)
-constexpr int kUnitBias = 1;
-constexpr int kTurnedDigits = 1;
-constexpr int kMostUnits = 63;
-using UnitSums = Ints;
-inline UnitSums no_units() { return no_ints(); }
-inline UnitSums begin_units(const int32_t*) { return no_units(); }
-inline UnitSums unit_dot(UnitSums sums, Bytes levels, Bytes q) {
+// Sums of 0, 1 or 2 (a level and kSignBias) times q, for tile_codes.inc: in 16 bits, which hold kMostSigns pairs.
+// (keep_register: else GCC makes all products first, in memory.)
+constexpr int kSignBias = 1;
+constexpr int kMostSigns = 63;
+using SignSums = Ints;
+inline SignSums no_signs() { return no_ints(); }
+inline SignSums sign_dot(SignSums sums, Bytes levels, Bytes q) {
     return keep_register(_mm256_add_epi16(sums, _mm256_maddubs_epi16(levels, q)));
 }
-inline Ints units_in(UnitSums sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
-inline Ints end_units(UnitSums sums, const int32_t* starts) { return add_ints(units_in(sums), load_ints(starts)); }
+inline Ints signs_in(SignSums sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
 // look_up reads by four bits; there are no tables of 64 bytes.
 constexpr bool kSixBits = false;

@@ -4,4 +4,4 @@
 #include "../tile_codes.inc"
 #include "../tiles.inc"
 
-const arb::TilesKernels arb::avx2_tiles = {kLookupBytes, tiles_prepare, tiles_multiply};
+const arb::TilesKernels arb::avx2_tiles = {kLookupBytes, gather_row, tiles_prepare, tiles_multiply};

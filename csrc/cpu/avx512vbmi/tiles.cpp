@@ -5,4 +5,4 @@
 #include "../tile_places.inc"
 #include "../tiles.inc"
 
-const arb::TilesKernels arb::avx512vbmi_tiles = {kLookupBytes, tiles_prepare, tiles_multiply};
+const arb::TilesKernels arb::avx512vbmi_tiles = {kLookupBytes, gather_row, tiles_prepare, tiles_multiply};

@@ -10,3 +10,5 @@ constexpr bool kSixBits = false;
 inline Bytes look_up_six(Bytes table, Bytes) { return table; }
 
 }  // namespace
+
+#include "../vnni_signs.inc"

@@ -10,5 +10,3 @@ constexpr int kLevelBias = 128;
 inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return _mm512_dpbusd_epi32(sums, levels, q); }
 
 }  // namespace
-
-#include "../vnni_units.inc"

@@ -15,4 +15,4 @@ inline Bytes look_up_six(Bytes table, Bytes) { return table; }
 
 }  // namespace
 
-#include "../vnni_units.inc"
+#include "../vnni_signs.inc"

@@ -15,20 +15,17 @@ inline Ints dot(Ints sums, Bytes u, Bytes s) {
 constexpr int kLevelBias = 0;
 inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return dot(sums, levels, q); }
 
-// Sums of levels -1, 0 and 1 times q, for sums.inc: in 16 bits, which hold kMostUnits products, of the lower and of
-// the upper bytes apart, and then of two added.
-constexpr int kUnitBias = 0;
-constexpr int kTurnedDigits = 2;
-constexpr int kMostUnits = 127;
-struct UnitSums {
+// Sums of levels -1, 0 and 1 times q, for tile_codes.inc: in 16 bits, which hold kMostSigns products, of the lower and
+// of the upper bytes apart, and then of two added.
+constexpr int kSignBias = 0;
+constexpr int kMostSigns = 127;
+struct SignSums {
     int16x8_t low, high;
 };
-inline UnitSums no_units() { return {vdupq_n_s16(0), vdupq_n_s16(0)}; }
-inline UnitSums begin_units(const int32_t*) { return no_units(); }
-inline UnitSums unit_dot(UnitSums sums, Bytes levels, Bytes q) {
+inline SignSums no_signs() { return {vdupq_n_s16(0), vdupq_n_s16(0)}; }
+inline SignSums sign_dot(SignSums sums, Bytes levels, Bytes q) {
     return {vmlal_s8(sums.low, vget_low_s8(levels), vget_low_s8(q)), vmlal_high_s8(sums.high, levels, q)};
 }
-inline Ints units_in(UnitSums sums) { return vpaddlq_s16(vpaddq_s16(sums.low, sums.high)); }
-inline Ints end_units(UnitSums sums, const int32_t*) { return units_in(sums); }
+inline Ints signs_in(SignSums sums) { return vpaddlq_s16(vpaddq_s16(sums.low, sums.high)); }
 
 }  // namespace

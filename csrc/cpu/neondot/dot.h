@@ -11,15 +11,12 @@ inline Ints dot(Ints sums, Bytes u, Bytes s) { return vdotq_s32(sums, u, s); }
 constexpr int kLevelBias = 0;
 inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return dot(sums, levels, q); }
 
-// Sums of levels -1, 0 and 1 times q, for sums.inc.
-constexpr int kUnitBias = 0;
-constexpr int kTurnedDigits = 2;
-constexpr int kMostUnits = 1 << 20;  // of 32 bits
-using UnitSums = Ints;
-inline UnitSums no_units() { return no_ints(); }
-inline UnitSums begin_units(const int32_t*) { return no_units(); }
-inline UnitSums unit_dot(UnitSums sums, Bytes levels, Bytes q) { return level_dot(sums, levels, q); }
-inline Ints units_in(UnitSums sums) { return sums; }
-inline Ints end_units(UnitSums sums, const int32_t*) { return sums; }
+// Sums of levels -1, 0 and 1 times q, for tile_codes.inc.
+constexpr int kSignBias = 0;
+constexpr int kMostSigns = 1 << 20;  // of 32 bits
+using SignSums = Ints;
+inline SignSums no_signs() { return no_ints(); }
+inline SignSums sign_dot(SignSums sums, Bytes levels, Bytes q) { return level_dot(sums, levels, q); }
+inline Ints signs_in(SignSums sums) { return sums; }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Bytes for line.inc and sums.inc, sixteen at a time, and four sums.
+// Bytes for line.inc and tiles.inc, sixteen at a time, and four sums.
 #pragma once
 
 #include <cmath>
@@ -95,7 +95,6 @@ inline Bytes load_bits(const unsigned char* p, int shift) {
 }
 
 inline Ints no_ints() { return {}; }
-inline Lanes no_lanes() { return {}; }
 constexpr int kLevelBias = 0;
 inline Ints level_dot(const Ints& sums, const Bytes& levels, const Bytes& q) {
     return each_int([&](int i) {
@@ -104,18 +103,6 @@ inline Ints level_dot(const Ints& sums, const Bytes& levels, const Bytes& q) {
         return sum;
     });
 }
-// Sums of levels -1, 0 and 1 times q, for sums.inc.
-constexpr int kUnitBias = 0;
-constexpr int kTurnedDigits = 2;
-constexpr int kMostUnits = 1 << 20;  // of 32 bits
-using UnitSums = Ints;
-inline UnitSums no_units() { return {}; }
-inline UnitSums begin_units(const int32_t*) { return {}; }
-inline UnitSums unit_dot(const UnitSums& sums, const Bytes& levels, const Bytes& q) {
-    return level_dot(sums, levels, q);
-}
-inline Ints units_in(const UnitSums& sums) { return sums; }
-inline Ints end_units(const UnitSums& sums, const int32_t*) { return sums; }
 
 inline Ints load_ints(const int32_t* p) {
     return each_int([&](int i) { return p[i]; });
@@ -128,29 +115,18 @@ inline Ints subtract_ints(const Ints& a, const Ints& b) {
     return each_int([&](int i) { return a.at[i] - b.at[i]; });
 }
 
-// For sums.inc. A vector of sums has four for every 16 bytes.
+// A vector of sums has four for every 16 bytes.
 inline Ints join_digits(const Ints& high, const Ints& low) {
     return each_int([&](int i) { return high.at[i] * 256 + low.at[i]; });
 }
 inline Lanes load_lanes(const float* p) {
     return each_lane([&](int i) { return p[i]; });
 }
-// kinds[k], lane l = p[index[l] + k].
-template <int COUNT>
-inline void load_kinds(const float* p, const int32_t* index, Lanes (&kinds)[COUNT]) {
-    for (int k = 0; k < COUNT; ++k) kinds[k] = each_lane([&](int i) { return p[index[i] + k]; });
-}
 inline Lanes mul(const Lanes& a, const Lanes& b) {
     return each_lane([&](int i) { return a.at[i] * b.at[i]; });
 }
 inline Lanes add_products(const Ints& sums, const Lanes& scales, const Lanes& to) {
     return each_lane([&](int i) { return std::fmaf(static_cast<float>(sums.at[i]), scales.at[i], to.at[i]); });
-}
-
-// The sum of the 16 lanes of a row, in the order that sums.h fixes.
-inline float sum_units(const Lanes (&v)[4]) {
-    const auto one = [&](int i) { return (v[i].at[0] + v[i].at[2]) + (v[i].at[1] + v[i].at[3]); };
-    return (one(0) + one(2)) + (one(1) + one(3));
 }
 
 // Of every 16 bytes, the totals of the four sums of a, b, c and d.
@@ -162,49 +138,8 @@ inline Ints turn_sums(const Ints& a, const Ints& b, const Ints& c, const Ints& d
 // Four numbers: the sums of what is so many times 16 bytes apart.
 inline void store_folded(int32_t* p, const Ints& v) { store_ints(p, v); }
 
-// 32 bits for every sum, from bit first + bits[i] on.
-inline Bytes load_bit_words(const unsigned char* p, int64_t first, const int32_t* bits, bool) {
-    uint32_t words[4];
-    for (int i = 0; i < 4; ++i) {
-        uint64_t here;
-        std::memcpy(&here, p + (first + bits[i]) / 8, 8);
-        words[i] = static_cast<uint32_t>(here >> ((first + bits[i]) % 8));
-    }
-    return load_columns(words);
-}
-
-// 32 bits for every sum, from byte bytes[i] on.
-inline Bytes load_words(const unsigned char* p, const int32_t* bytes) {
-    uint32_t words[4];
-    for (int i = 0; i < 4; ++i) std::memcpy(words + i, p + bytes[i], 4);
-    return load_columns(words);
-}
-
-// Four bytes of every 16 of four vectors, in the order of turn_sums: the first four of all, the next, and so on.
-inline void turn_words(const Bytes (&from)[4], Bytes (&to)[4]) {
-    for (int i = 0; i < 4; ++i) to[i] = each_byte([&](int at) { return from[at / 4].at[4 * i + at % 4]; });
-}
-
-// The lowest 4 * width bits of every four bytes, `width` to each of them; what stands above these is of no meaning.
-inline Bytes spread_words(const Bytes& words, int64_t width) {
-    return each_byte([&](int i) {
-        uint32_t word;
-        std::memcpy(&word, words.at + i / 4 * 4, 4);
-        return word >> (i % 4 * width);
-    });
-}
-
 // look_up reads by four bits; there are no tables of 64 bytes.
 constexpr bool kSixBits = false;
 inline Bytes look_up_six(const Bytes& table, const Bytes&) { return table; }
-
-constexpr bool kPicksBits = false;
-inline Bytes pick_bit_words(Bytes from, const uint8_t*, const uint8_t*) { return from; }
-inline Bytes pick_quarters(const unsigned char* p, const int64_t (&)[4], const uint8_t*) { return load_columns(p); }
-
-// Numbers in 16 bits are read as floats instead.
-constexpr bool kTurnsHalves = false;
-template <int COUNT, typename Pick>
-inline void pick_halves(const unsigned char*, const Pick&, Lanes&, Lanes&) {}
 
 }  // namespace

@@ -9,25 +9,18 @@ namespace arb {
 
 enum class Activations {
     exact,  // as good as float32 products and sums; of x of 16 bits perhaps 16 bits per part of a block (digits_of)
-    int8,   // x is rounded to 8 bits per part of a block, where the layout allows it (covers_int8)
+    int8,   // x is rounded to 8 bits per part of a block, where there is a kernel (Weight::covers_int8)
 };
 
 // Whether the product is computed in whole numbers (cpu/line.h), exact and int8: two groups, 8-bit row scales, at most
 // one scale per column, one block or blocks of at least 512 columns.
 bool covers_line(const PackedView& weight);
 
-// Whether it can be computed by sums of units of columns (cpu/sums.h), exact and int8: one block or blocks of at least
-// 64 columns. Four groups exactly only by instruction sets with dot products of bytes.
-bool covers_sums(const PackedView& weight);
-
-// Whether it is computed faster in a repacked copy (cpu/tiles.h): all but what goes by line.
+// Whether it is computed faster, exact and int8, in a repacked copy (cpu/tiles.h): all but what goes by line.
 bool gains_by_copy(const PackedView& weight);
 
-// Whether `int8` has kernels for this weight. Where it has none, gemm is exact whatever was asked for.
-bool covers_int8(const PackedView& weight);
-
 // Into how many digits of 8 bits x is rounded where the product is computed in whole numbers: 1 for int8, else 3. Two
-// for bf16, and for fp16 by sums and repacked: an outlier takes digits from the columns that share its unit, and in the
+// for bf16, and for fp16 in a repacked copy: an outlier takes digits from the columns that share its unit, and in the
 // wide blocks of the way by line that would show in the 11 bits of an fp16.
 int64_t digits_of(const PackedView& weight, Element element, Activations activations);
 
@@ -46,7 +39,8 @@ class Weight {
     Weight& operator=(const Weight&) = delete;
 
     const PackedView& view() const { return view_; }
-    bool covers_int8() const { return repack_ || arb::covers_int8(view_); }
+    // Whether `int8` has kernels for this weight. Where it has none, gemm is exact whatever was asked for.
+    bool covers_int8() const { return repack_ || covers_line(view_); }
 
     // y = x * W^T with x [batch, m] and y [batch, n], contiguous, both of the same elements. A row of y depends neither
     // on the batch it came in nor on the number of threads. `threads` is an upper limit; small matrices use fewer.

@@ -1,6 +1,0 @@
-#include "dot.h"
-
-#include "../buffers.inc"
-#include "../sums.inc"
-
-const arb::SumsKernels arb::avx512vnni_sums = {kSumInts, gather_row, prepare_part, sums_multiply};
