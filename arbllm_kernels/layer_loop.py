@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .capture import Captured, capture
 from .config import QuantConfig
 from .errors import InputError
-from .hessian_hooks import HessianCollector, SharedInput
+from .hessian_hooks import PANEL, HessianCollector, SharedInput
 from .methods import Factor, corrected, hessian_factor, solve_all, solved_together, solves_together
 from .models import layer_linears
 from .ops import DEQUANTIZE, packed_args
@@ -216,9 +216,8 @@ def _dense(packed: PackedWeight) -> Tensor:
 def _record(
     name: str, weight: Tensor, packed: PackedWeight, shared: SharedInput, loss: float, seconds: float
 ) -> LinearRecord:
-    residual = weight - _dense(packed)
-    error = float(((residual @ shared.H) * residual).sum())
-    whole = float(((weight @ shared.H) * weight).sum())
+    error = float(_energy(weight - _dense(packed), shared.H))
+    whole = float(_energy(weight, shared.H))
     return LinearRecord(
         name=name,
         rows=packed.layout.rows,
@@ -230,6 +229,16 @@ def _record(
         bits_per_weight=packed.bits_per_weight,
         seconds=seconds,
     )
+
+
+def _energy(W: Tensor, H: Tensor) -> Tensor:
+    """tr(W H W^T) of a symmetric H, by halves: what lies above the diagonal counts twice."""
+    m, half = len(H), len(H) // 2
+    if m <= PANEL:
+        return ((W @ H) * W).sum()
+    left, right = W[:, :half], W[:, half:]
+    above = ((left @ H[:half, half:]) * right).sum()
+    return _energy(left, H[:half, :half]) + _energy(right, H[half:, half:]) + 2 * above
 
 
 @contextmanager

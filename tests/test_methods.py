@@ -148,6 +148,16 @@ def matrix(n: int, m: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 AWKWARD = [(1, 1, 128), (1, 128, 128), (3, 129, 128), (7, 100, 33), (16, 64, 256), (5, 2, 1)]
 
 
+@pytest.mark.parametrize("m", [1, 257, 700])  # inverted whole, and by halves of odd widths
+def test_factor_of_the_inverse(m):
+    X = torch.randn(2 * m, m, dtype=torch.float64)
+    H = (X.T @ X).float()
+    factor = hessian_factor(H, 0.01)
+    U, damped = factor.U.double(), H.double() + 0.01 * H.double().diagonal().mean() * torch.eye(m)
+    assert torch.equal(U, U.triu())
+    torch.testing.assert_close(U.T @ U @ damped / factor.scale, torch.eye(m).double(), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", PAPER_METHODS)
 @pytest.mark.parametrize("groups,cgb,order", [(1, False, 1), (2, False, 2), (2, True, 2), (4, True, 1), (4, False, 2)])
 def test_what_is_stored_is_what_was_propagated(method, groups, cgb, order):

@@ -186,6 +186,13 @@ def test_layers_see_quantized_predecessors_and_their_own_dense_weights(monkeypat
         assert torch.equal(ours, direct.H)
 
 
+@pytest.mark.parametrize("m", [1, 256, 900])
+def test_energy_of_weights(m: int) -> None:
+    W, X = torch.randn(5, m), torch.randn(2 * m, m)
+    H = X.T @ X
+    torch.testing.assert_close(layer_loop._energy(W, H), ((W @ X.T) ** 2).sum(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("method", ["billm", "arb", "arb-x", "arb-rc"])
 def test_every_method_runs_and_records_its_error(method: str) -> None:
     records: list[LinearRecord] = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 
 OUTLIER = 10.0
+WHOLE = 256  # columns of a triangle inverted at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +67,24 @@ def hessian_factor(H: Tensor, damp: float, *, ordered: bool = False) -> Factor:
             "calibration tokens"
         )
     V = lower.flip(0, 1)
-    U = torch.linalg.solve_triangular(V, torch.eye(len(V), dtype=V.dtype, device=V.device), upper=True)
+    U = torch.zeros_like(V)
+    _invert(V, U)
     return Factor(U.float(), dead, 2.0**exponent, order, None if order is None else full.float())
+
+
+def _invert(V: Tensor, out: Tensor) -> None:
+    """V^-1 of an upper triangle into `out`, which is zero.
+
+    That of [[A, B], [0, D]] is [[A^-1, -A^-1 B D^-1], [0, D^-1]]. By halves it is nearly all matrix
+    products, of two thirds of the operations that solving for an identity takes.
+    """
+    m, half = len(V), len(V) // 2
+    if m <= WHOLE:
+        out.copy_(torch.linalg.solve_triangular(V, torch.eye(m, dtype=V.dtype, device=V.device), upper=True))
+        return
+    _invert(V[:half, :half], out[:half, :half])
+    _invert(V[half:, half:], out[half:, half:])
+    out[:half, half:] = -(out[:half, :half] @ V[:half, half:] @ out[half:, half:])
 
 
 def _typical(energy: Tensor) -> Tensor:
