@@ -66,7 +66,7 @@ bench: $(STAMP)
 
 # The native self-test under AddressSanitizer and UBSan, then under ThreadSanitizer.
 SELFTEST = $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DARB_PYTHON=OFF \
-  -DARB_TESTS=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O0 -DARB_SANITIZE=$(2) && \
+  -DARB_TESTS=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DARB_SANITIZE=$(2) && \
   $(BIN)/cmake --build build/$(1) --target arb_selftest && build/$(1)/arb_selftest
 
 sanitize: $(STAMP)
