@@ -85,7 +85,7 @@ def set_activations(name: str | None) -> None:
     terms cancel can be off by more than its last bit; the norm of the product is not. "int8" rounds each row of x to 8
     bits per block or part of one, which is faster and adds an error of about 1 % of the product's norm
     (docs/cpu-kernels.md). Layouts that are not multiplied by line, as the paper's, have int8 in copies alone
-    (set_repack); without one they are multiplied exactly, and a warning says so once.
+    (set_repack); without one they are multiplied exactly, with a warning.
 
     Args:
         name: "exact", "int8", or None to go back to the environment variable ARBLLM_ACTIVATIONS or the default.
@@ -132,7 +132,7 @@ def set_repack(on: bool | None) -> None:
 
     That is four times as fast for x in float32 and six times in bfloat16 (4096 x 4096, one row, AVX-512 VBMI), and
     without it the paper's layouts have no int8. A weight's first short product makes the copy, in the time of 20 to 40
-    products. It takes 0.9 to 1.2 times the memory of the weight, more where blocks are narrower than 32 columns. Where
+    products. It takes 0.9 to 1.2 times the memory of the weight, with four groups up to 1.5. Where
     the weight maps a file, as `arbllm_kernels.load` gives it, its own pages are given back for that, until something
     else reads them, such as a long prompt; weights that were just quantized stay in memory beside their copies. What is
     multiplied by line, as the presets `best` and `compact`, is not copied. docs/cpu-kernels.md, "In tiles".

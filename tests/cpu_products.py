@@ -13,7 +13,7 @@ WAYS = ((torch.float32, False), (torch.bfloat16, False), (torch.float16, False),
 
 
 def run(pw: PackedWeight, x: torch.Tensor, int8: bool, threads: int = 1, repack: bool = True) -> torch.Tensor:
-    """In the dtype of x: in a copy of the weight unless it is multiplied by line, or not to `repack`."""
+    """In the dtype of x: by line, or in a copy of the weight with `repack`, else by blending."""
     y = torch.full((x.shape[0], pw.layout.rows), float("nan"), dtype=x.dtype)
     args = ops.packed_args(pw)
     weight, names = native_weight(args, repack), native.extension.Activations

@@ -225,7 +225,7 @@ Status multiply_whole_rows(void* context, int64_t begin, int64_t end) {
     return Status::ok;
 }
 
-// A row of x that is not finite is multiplied once more, as the definition of the format says.
+// A row of x that is not finite is multiplied once more, by blending: whole numbers hold neither Inf nor NaN.
 template <typename Way>
 Status multiply_whole(const Way& way, const Plans& plans, int64_t number, const float* x, int64_t batch, float* y,
                       int64_t threads) {

@@ -1,5 +1,5 @@
-// What every instruction set implements: three functions over one Job, and one over a table of bytes. Plain data only
-// (see arb/packed.h).
+// What every instruction set implements: functions over one Job, over a table of bytes, and over elements of 16 bits.
+// Plain data only (see arb/packed.h).
 #pragma once
 
 #include "arb/packed.h"
