@@ -131,7 +131,7 @@ def set_repack(on: bool | None) -> None:
     """Choose whether weights are multiplied with a few rows of x in a copy made for that.
 
     That is four times as fast for x in float32 and six times in bfloat16 (4096 x 4096, one row, AVX-512 VBMI), and
-    without it the paper's layouts have no int8. A weight's first short product makes the copy, in the time of 20 to 40
+    without it the paper's layouts have no int8. A weight's first short product makes the copy, in the time of 20 to 50
     products. It takes 0.9 to 1.2 times the memory of the weight, with four groups up to 1.5. Where
     the weight maps a file, as `arbllm_kernels.load` gives it, its own pages are given back for that, until something
     else reads them, such as a long prompt; weights that were just quantized stay in memory beside their copies. What is

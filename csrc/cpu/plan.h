@@ -31,7 +31,7 @@ struct LinePlan {
     std::vector<uint8_t> masks;
 };
 
-// The plan of the product in whole numbers, for a weight that make_plan and covers_line (arb/gemm.h) accepted.
+// The plan of the product by line, for a weight that make_plan and covers_line (arb/gemm.h) accepted.
 void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& plan);
 
 struct TilesPlan {

@@ -12,7 +12,7 @@ enum class Activations {
     int8,   // x is rounded to 8 bits per part of a block, where there is a kernel (Weight::covers_int8)
 };
 
-// Whether the product is computed in whole numbers (cpu/line.h), exact and int8: two groups, 8-bit row scales, at most
+// Whether the product is computed by line (cpu/line.h), exact and int8: two groups, 8-bit row scales, at most
 // one scale per column, one block or blocks of at least 512 columns.
 bool covers_line(const PackedView& weight);
 
