@@ -1,4 +1,4 @@
-"""Products in whole numbers (csrc/cpu/line.h) in one, two and three digits: against float64 and a plain version of the
+"""Products by line (csrc/cpu/line.h) in one, two and three digits: against float64 and a plain version of the
 rounding."""
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def bound(pw: PackedWeight, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES)
-def test_both_ways_equal_their_definition(isa: str, n: int, m: int, k: int) -> None:
+def test_products_equal_their_definition(isa: str, n: int, m: int, k: int) -> None:
     for pw in weights(n, m, k):
         x = torch.randn(3, m)
         exact = x.double() @ pw.dequantize().double().T

@@ -5,14 +5,11 @@
 
 namespace {
 
-inline Ints dot(Ints sums, Bytes u, Bytes s) {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
-}
-
-// The same for signed levels, of at most 127, and any q.
+// Both factors are signed here: the sign of q moves to the level.
 constexpr int kLevelBias = 0;
 inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
-    return dot(sums, _mm256_abs_epi8(q), _mm256_sign_epi8(levels, q));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(levels, q));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
 // Sums of 0, 1 or 2 (a level and kSignBias) times q, for tile_codes.inc: in 16 bits, which hold kMostSigns pairs.

@@ -1,5 +1,5 @@
-// Bytes for line.inc and tiles.inc, 64 at a time: AVX-512 F and BW. `dot` is in dot.h, with VNNI (../avx512vnni) or
-// without.
+// Bytes for line.inc and tiles.inc, 64 at a time: AVX-512 F and BW. `level_dot` is in dot.h, with VNNI (../avx512vnni)
+// or without.
 #pragma once
 
 #include <cstring>

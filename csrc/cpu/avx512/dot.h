@@ -5,16 +5,12 @@
 
 namespace {
 
-inline Ints dot(Ints sums, Bytes u, Bytes s) {
-    const __m512i pairs = _mm512_maddubs_epi16(u, s);
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-}
-
-// The same for signed levels, of at most 127, and any q.
+// Both factors are signed here: the sign of q moves to the level.
 constexpr int kLevelBias = 0;
 inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
     const Bytes with_sign = _mm512_mask_sub_epi8(levels, _mm512_movepi8_mask(q), _mm512_setzero_si512(), levels);
-    return dot(sums, _mm512_abs_epi8(q), with_sign);
+    const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(q), with_sign);
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 
 // Sums of 0, 1 or 2 (a level and kSignBias) times q, for tile_codes.inc: in 16 bits, which hold kMostSigns pairs.

@@ -6,14 +6,12 @@
 
 namespace {
 
-inline Ints dot(Ints sums, Bytes u, Bytes s) {
-    const int16x8_t low = vmull_s8(vget_low_s8(u), vget_low_s8(s)), high = vmull_high_s8(u, s);
-    return vpadalq_s16(sums, vpaddq_s16(low, high));
-}
-
 // Both factors are signed here.
 constexpr int kLevelBias = 0;
-inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return dot(sums, levels, q); }
+inline Ints level_dot(Ints sums, Bytes levels, Bytes q) {
+    const int16x8_t low = vmull_s8(vget_low_s8(levels), vget_low_s8(q)), high = vmull_high_s8(levels, q);
+    return vpadalq_s16(sums, vpaddq_s16(low, high));
+}
 
 // Sums of levels -1, 0 and 1 times q, for tile_codes.inc: in 16 bits, which hold kMostSigns products, of the lower and
 // of the upper bytes apart, and then of two added.

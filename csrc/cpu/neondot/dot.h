@@ -5,11 +5,9 @@
 
 namespace {
 
-inline Ints dot(Ints sums, Bytes u, Bytes s) { return vdotq_s32(sums, u, s); }
-
 // Both factors are signed here.
 constexpr int kLevelBias = 0;
-inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return dot(sums, levels, q); }
+inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return vdotq_s32(sums, levels, q); }
 
 // Sums of levels -1, 0 and 1 times q, for tile_codes.inc.
 constexpr int kSignBias = 0;
