@@ -22,7 +22,7 @@ from .native import activations, active_isa, extension, repack
 
 # From some number of rows of x on, dequantizing tiles of W and calling BLAS mostly beats the packed kernels, whose work
 # grows with every row; `dense_batches` says from how many.
-DENSE_BATCH = 16  # weights without a copy, and 8-bit tables
+DENSE_BATCH = 16  # 8-bit tables
 NEVER = 1 << 62
 DOT_PRODUCTS = ("avx512vbmi", "avx512vnni", "avxvnni", "neondot")  # instruction sets with one that adds four products
 # By (way, dot products): for one, two and three digits of x, where W is narrow and where it is wide.
@@ -31,6 +31,8 @@ DENSE_BATCHES = {
     ("line", False): ((12, 6, 5), (44, 14, 10)),
     ("repacked", True): ((192, 40, 20), (NEVER, 192, 64)),  # here: lookups of 64 bytes
     ("repacked", False): ((24, 14, 9), (80, 30, 20)),
+    ("blending", True): ((5, 5, 5), (5, 5, 5)),  # here: four groups
+    ("blending", False): ((9, 9, 9), (13, 13, 13)),
 }
 NARROW = 2048  # columns
 PERMUTE = 6  # what a permuted entry of x costs, in entries of W
@@ -67,14 +69,14 @@ def view(args: Sequence[Any]) -> Any:
 def dense_batches(packed: Any, repacked: bool = False) -> tuple[int, int, int]:
     """From how many rows of x on a native view is dequantized: for one, two and three digits of x.
 
-    Measured for 576 and 4,096 columns with avx512vbmi, avx512 and avx2, `bench/gemv.py --threshold`; where there is no
-    dot product, between what is best for the last two.
+    Measured for 576 and 4,096 columns, `bench/gemv.py --threshold`: with avx512vbmi, and where it has instructions that
+    others lack between what is best for avx512 and avx2. By blending (`--stored`) between avx512vbmi and avx2.
     """
     wide = packed.cols >= NARROW
     if repacked and packed.gains_by_copy:
         return DENSE_BATCHES["repacked", active_isa() == "avx512vbmi"][wide]
     if not packed.covers_line:
-        return DENSE_BATCH, DENSE_BATCH, DENSE_BATCH
+        return DENSE_BATCHES["blending", packed.groups == 4][wide]
     return DENSE_BATCHES["line", active_isa() in DOT_PRODUCTS][wide]
 
 

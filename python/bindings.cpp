@@ -144,13 +144,13 @@ PYBIND11_MODULE(_native, m) {
         .def("digits_of", &arb::digits_of)
         .def_readonly("rows", &arb::PackedView::rows)
         .def_readonly("cols", &arb::PackedView::cols)
+        .def_readonly("groups", &arb::PackedView::groups)
         .def_property_readonly("covers_line", &arb::covers_line)
         .def_property_readonly("gains_by_copy", &arb::gains_by_copy);
 
     // A view and its plan, for as many calls as wanted.
     py::class_<arb::Weight>(m, "Weight")
         .def(py::init<const arb::PackedView&, bool>(), py::arg("view"), py::arg("repack") = false)
-        .def_property_readonly("covers_int8", &arb::Weight::covers_int8)
         .def("gemm", &gemm,
              "y = x W^T for contiguous x [batch, m], y [batch, n] of the same elements; returns the ISA that ran.");
     m.def("dequantize", &dequantize, "Rows begin..end-1 as contiguous float32; returns the ISA that ran.");
