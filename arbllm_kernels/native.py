@@ -80,12 +80,12 @@ _activations: str | None = None  # None: not asked for yet
 def set_activations(name: str | None) -> None:
     """Choose how batches that are not dequantized (cpu.dense_batches) are multiplied on the CPU from now on.
 
-    "exact" (the default) is as good as float32 for x in float32. x in bfloat16 is rounded to 16 bits per block of
-    columns or part of one, x in float16 to 16 bits per part of up to 128 columns, and else to 23: a y in which large
-    terms cancel can be off by more than its last bit; the norm of the product is not. "int8" rounds each row of x to 8
-    bits per block or part of one, which is faster and adds an error of about 1 % of the product's norm
-    (docs/cpu-kernels.md). Layouts that are not multiplied by line, as the paper's, have int8 in copies alone
-    (set_repack); without one they are multiplied exactly, with a warning.
+    "exact" (the default) is as good as float32 for x in float32. In whole numbers (by line, and in copies) x in
+    bfloat16 is rounded to 16 bits per block of columns or part of one, x in float16 to 16 bits per part of up to 128
+    columns in copies, and else to 23: a y in which large terms cancel can be off by more than its last bit; the norm of
+    the product is not. "int8" rounds each row of x to 8 bits per block or part of one, which is faster and adds an
+    error of about 1 % of the product's norm (docs/cpu-kernels.md). Layouts that are not multiplied by line, as the
+    paper's, have int8 in copies alone (set_repack); without one they are multiplied exactly, with a warning.
 
     Args:
         name: "exact", "int8", or None to go back to the environment variable ARBLLM_ACTIVATIONS or the default.
@@ -132,10 +132,11 @@ def set_repack(on: bool | None) -> None:
 
     That is four times as fast for x in float32 and six times in bfloat16 (4096 x 4096, one row, AVX-512 VBMI), and
     without it the paper's layouts have no int8. A weight's first short product makes the copy, in the time of 20 to 50
-    products. It takes 0.9 to 1.2 times the memory of the weight, with four groups up to 1.5. Where
-    the weight maps a file, as `arbllm_kernels.load` gives it, its own pages are given back for that, until something
-    else reads them, such as a long prompt; weights that were just quantized stay in memory beside their copies. What is
-    multiplied by line, as the presets `best` and `compact`, is not copied. docs/cpu-kernels.md, "In tiles".
+    products. It takes 0.9 to 1.2 times the memory of the weight, with four groups up to 1.5, and more where blocks are
+    narrow or rows few. Where the weight maps a file, as `arbllm_kernels.load` gives it, its own pages are given back
+    for that, until something else reads them, such as a long prompt; weights that were just quantized stay in memory
+    beside their copies, and a copy until the next product after they are turned off. What is multiplied by line, as the
+    presets `best` and `compact`, is not copied. docs/cpu-kernels.md, "In tiles".
 
     A copy is made again when torch counts that one of the tensors was written to. It does not count what goes through
     `.data` or numpy, nor tensors made under torch.inference_mode: call `ARBLinear.refresh` after that.
@@ -146,7 +147,7 @@ def set_repack(on: bool | None) -> None:
     Raises:
         InputError: `on` is something else.
     """
-    if on not in (True, False, None):
+    if on is not None and not isinstance(on, bool):
         raise InputError(f"set_repack: {on!r}; must be True, False or None")
     global _repack
     _repack = on

@@ -58,5 +58,6 @@ def test_the_setting_of_copies(monkeypatch: pytest.MonkeyPatch) -> None:
         native.repack()
     monkeypatch.delenv("ARBLLM_REPACK")
     assert native.repack() is True
-    with pytest.raises(InputError, match="set_repack: '0'; must be True, False or None"):
-        native.set_repack("0")  # type: ignore[arg-type]
+    for value in ("0", 1.0, 0):
+        with pytest.raises(InputError, match=f"set_repack: {value!r}; must be True, False or None"):
+            native.set_repack(value)  # type: ignore[arg-type]
