@@ -68,8 +68,15 @@ def calibration_ids(
 
 def tokenize(text: str, tokenizer: Any) -> Tensor:
     """The whole text as token ids without special tokens, int64 [L]."""
-    # `verbose=False`: a text longer than the model's context is the normal case here
-    ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        # `verbose=False`: a text longer than the model's context is the normal case here
+        ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    else:  # what the tokenizer itself does, but for the tokens' places in the text: a quarter of the time
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+        ids = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
     return torch.tensor(ids, dtype=torch.int64)
 
 
