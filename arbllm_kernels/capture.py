@@ -44,6 +44,11 @@ class Captured:
     hidden: list[Tensor]
     calls: list[list[Call]]
 
+    @property
+    def tokens(self) -> int:
+        """T, the tokens of a sample."""
+        return self.hidden[0].shape[1]
+
 
 def capture(
     model: nn.Module, layers: nn.ModuleList, ids: Tensor, advance: Callable[[], None] = lambda: None
@@ -96,7 +101,7 @@ class _Recorder:
 
     def __enter__(self) -> _Recorder:
         for index, layer in enumerate(self._layers):
-            self._stack.enter_context(_forward_replaced(layer, self._make_forward(index, layer.forward)))
+            self._stack.enter_context(forward_replaced(layer, self._make_forward(index, layer.forward)))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -129,7 +134,7 @@ class _Recorder:
 
 
 @contextlib.contextmanager
-def _forward_replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def forward_replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     missing = object()
     before = layer.__dict__.get("forward", missing)
     layer.forward = forward

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import onednn
 from .errors import InputError
 from .native import activations, active_isa, extension, repack
 
@@ -25,14 +26,18 @@ from .native import activations, active_isa, extension, repack
 DENSE_BATCH = 16  # 8-bit tables
 NEVER = 1 << 62
 DOT_PRODUCTS = ("avx512vbmi", "avx512vnni", "avxvnni", "neondot")  # instruction sets with one that adds four products
-# By (way, dot products): for one, two and three digits of x, where W is narrow and where it is wide.
+# By (way, dot products, what multiplies W): for one, two and three digits of x, where W is narrow and where it is wide.
 DENSE_BATCHES = {
-    ("line", True): ((96, 28, 16), (NEVER, NEVER, 192)),
-    ("line", False): ((12, 6, 5), (44, 14, 10)),
-    ("repacked", True): ((192, 40, 20), (NEVER, 192, 64)),  # here: lookups of 64 bytes
-    ("repacked", False): ((24, 14, 9), (80, 30, 20)),
-    ("blending", True): ((5, 5, 5), (5, 5, 5)),  # here: four groups
-    ("blending", False): ((9, 9, 9), (13, 13, 13)),
+    ("line", True, "mkl"): ((96, 28, 16), (NEVER, NEVER, 192)),
+    ("line", True, "onednn"): ((192, 28, 16), (NEVER, NEVER, 160)),
+    ("line", True, "bfloat16"): ((80, 28, 28), (NEVER, 80, 80)),
+    ("line", False, "mkl"): ((12, 6, 5), (44, 14, 10)),
+    ("repacked", True, "mkl"): ((192, 40, 20), (NEVER, 192, 64)),  # "dot products" here: lookups of 64 bytes
+    ("repacked", True, "onednn"): ((512, 64, 32), (NEVER, 192, 64)),
+    ("repacked", True, "bfloat16"): ((96, 48, 48), (192, 48, 48)),
+    ("repacked", False, "mkl"): ((24, 14, 9), (80, 30, 20)),
+    ("blending", True, "mkl"): ((5, 5, 5), (5, 5, 5)),  # here: four groups
+    ("blending", False, "mkl"): ((9, 9, 9), (13, 13, 13)),
 }
 NARROW = 2048  # columns
 PERMUTE = 6  # what a permuted entry of x costs, in entries of W
@@ -66,18 +71,23 @@ def view(args: Sequence[Any]) -> Any:
     return extension.PackedView(*flat)
 
 
-def dense_batches(packed: Any, repacked: bool = False) -> tuple[int, int, int]:
-    """From how many rows of x on a native view is dequantized: for one, two and three digits of x.
+def dense_batches(packed: Any, repacked: bool, dtype: torch.dtype) -> tuple[int, int, int]:
+    """From how many rows of x of `dtype` on a native view is dequantized: for one, two and three digits of x.
 
     Measured for 576 and 4,096 columns, `bench/gemv.py --threshold`: with avx512vbmi, and where it has instructions that
-    others lack between what is best for avx512 and avx2. By blending (`--stored`) between avx512vbmi and avx2.
+    others lack between what is best for avx512 and avx2, then with MKL. By blending (`--stored`) between avx512vbmi and
+    avx2.
     """
-    wide = packed.cols >= NARROW
     if repacked and packed.gains_by_copy:
-        return DENSE_BATCHES["repacked", active_isa() == "avx512vbmi"][wide]
-    if not packed.covers_line:
-        return DENSE_BATCHES["blending", packed.groups == 4][wide]
-    return DENSE_BATCHES["line", active_isa() in DOT_PRODUCTS][wide]
+        way, dot_products = "repacked", active_isa() == "avx512vbmi"
+    elif not packed.covers_line:
+        way, dot_products = "blending", packed.groups == 4
+    else:
+        way, dot_products = "line", active_isa() in DOT_PRODUCTS
+    rounded = dtype is torch.bfloat16 and onednn.bfloat16_products()
+    dense = "bfloat16" if rounded else "onednn" if onednn.faster() else "mkl"
+    found = DENSE_BATCHES.get((way, dot_products, dense)) or DENSE_BATCHES[way, dot_products, "mkl"]
+    return found[packed.cols >= NARROW]
 
 
 NOT_COVERED = (
@@ -117,16 +127,16 @@ def tiles(rows: int, cols: int) -> list[tuple[int, int]]:
     return [(r, min(r + step, rows)) for r in range(0, rows, step)]
 
 
-def _tiles(packed: Any, stored: bool, threads: int) -> Iterator[tuple[int, int, Tensor]]:
-    """First row, last and rows of W, float32, tile by tile, with columns in their own or in storage order.
+def _tiles(packed: Any, stored: bool, threads: int, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    """First row, last and rows of W, tile by tile, with columns in their own or in storage order.
 
     All are made in the same memory: new memory costs twice as much time as what is written to it.
     """
-    found = tiles(packed.rows, packed.cols)
-    buffer = torch.empty(found[0][1], packed.cols, dtype=torch.float32, device="cpu")
+    found, element = tiles(packed.rows, packed.cols), getattr(extension.Element, ELEMENTS[dtype])
+    buffer = torch.empty(found[0][1], packed.cols, dtype=dtype, device="cpu")
     for first, last in found:
         tile = buffer[: last - first]
-        extension.dequantize(packed, first, last, stored, tile.data_ptr(), threads)
+        extension.dequantize(packed, first, last, stored, element, tile.data_ptr(), threads)
         yield first, last, tile
 
 
@@ -155,7 +165,7 @@ def product(x: Tensor, args: Sequence[Any], alone: bool) -> Tensor | None:
 def _bind(args: Sequence[Any], copies: bool) -> Any:
     packed = view(args)
     # Of the instruction set in use now: forcing another one later changes when W is dequantized, not the results.
-    limits = dense_batches(packed, copies)
+    limits = dense_batches(packed, copies, torch.float32), dense_batches(packed, copies, torch.bfloat16)
     return extension.Bound(tuple(args), packed, copies, limits, _warn, dense_product)
 
 
@@ -176,24 +186,29 @@ def linear(x: Tensor, *args: Any) -> Tensor:
 
 
 def dense_product(x: Tensor, order: Tensor, packed: Any) -> Tensor:
-    """x [..., m] times the transposed weight of the native view `packed`, dequantized tile by tile."""
+    """x [..., m] times the transposed weight of the native view `packed`, dequantized tile by tile.
+
+    In float32; where products in bfloat16 are faster, x in bfloat16 meets a W that is rounded to bfloat16.
+    """
     rows, cols = packed.rows, packed.cols
+    dtype = torch.bfloat16 if x.dtype is torch.bfloat16 and onednn.bfloat16_products() else torch.float32
     # Either the columns of x are permuted or those of W: whichever is less work.
     stored = PERMUTE * x.numel() < rows * cols
-    single = _as(torch.float32, x)
-    single = single.index_select(-1, order) if stored else single
-    threads = torch.get_num_threads()
-    # In its final shape from the start: a view of a temporary could not be modified in place under autograd.
-    y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device="cpu")
-    flat, out = single.reshape(-1, cols), y.view(-1, rows)  # with out=, autocast leaves products alone
-    if rows * cols <= TILE_WEIGHTS:  # one tile: a small layer, in which every call to torch counts
-        W = torch.empty(rows, cols, dtype=torch.float32, device="cpu")
-        extension.dequantize(packed, 0, rows, stored, W.data_ptr(), threads)
-        torch.mm(flat, W.t(), out=out)
-        return _as(x.dtype, y)
-    for first, last, tile in _tiles(packed, stored, threads):
-        torch.mm(flat, tile.t(), out=out[:, first:last])
-    return _as(x.dtype, y)
+    x_in, x = x.dtype, _as(dtype, x)
+    x = x.index_select(-1, order) if stored else x
+    flat, shape = x.reshape(-1, cols), (*x.shape[:-1], rows)
+    found = _tiles(packed, stored, torch.get_num_threads(), dtype)
+    # Whatever is returned is no view, which could not be modified in place under autograd.
+    if rows * cols <= TILE_WEIGHTS and onednn.faster():  # a small layer, in which every call to torch counts
+        return _as(x_in, torch.ops.aten._unsafe_view.default(onednn.multiply(flat, next(found)[2]), shape))
+    y = torch.empty(shape, dtype=dtype, device="cpu")
+    out = y.view(-1, rows)
+    for first, last, W in found:
+        if onednn.faster():
+            out[:, first:last] = onednn.multiply(flat, W)
+        else:
+            torch.mm(flat, W.t(), out=out[:, first:last])  # with out=, autocast leaves products alone
+    return _as(x_in, y)
 
 
 def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
@@ -202,7 +217,7 @@ def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
     packed, threads = view(args), torch.get_num_threads()
     flat = _as_rows(dy, rows, torch.float32)
     stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32, device="cpu")
-    for first, last, tile in _tiles(packed, True, threads):
+    for first, last, tile in _tiles(packed, True, threads, torch.float32):
         stored.addmm_(flat[:, first:last], tile)
     dx = torch.empty(*dy.shape[:-1], cols, dtype=torch.float32, device="cpu")
     dx.view(flat.shape[0], cols).index_copy_(1, args[ORDER].long(), stored)
@@ -213,5 +228,6 @@ def dequantize(*args: Any) -> Tensor:
     """arb::dequantize."""
     rows, cols = args[-1][0], args[-1][1]
     dense = torch.empty(rows, cols, dtype=torch.float32, device="cpu")
-    extension.dequantize(view(args), 0, rows, False, dense.data_ptr(), torch.get_num_threads())
+    single, threads = extension.Element.fp32, torch.get_num_threads()
+    extension.dequantize(view(args), 0, rows, False, single, dense.data_ptr(), threads)
     return dense

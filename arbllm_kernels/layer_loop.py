@@ -25,6 +25,7 @@ from .errors import InputError
 from .hessian_hooks import PANEL, HessianCollector, SharedInput
 from .methods import Factor, corrected, hessian_factor, solve_all, solved_together, solves_together
 from .models import layer_linears
+from .onednn import linears_prepared
 from .ops import DEQUANTIZE, packed_args
 from .packed import PackedWeight
 from .progress import LinearRecord, Report, Seconds
@@ -188,7 +189,8 @@ def _inputs(
             parts = stages(linears, partial(captured.calls[0][index].run, layer, captured.hidden[0]))
     for part in parts:
         start = time.perf_counter()
-        with HessianCollector(part, () if dense is None else dense.inputs) as collector:
+        collector = HessianCollector(part, () if dense is None else dense.inputs)
+        with collector, linears_prepared(layer, captured.tokens):
             for hidden, calls in zip(captured.hidden, captured.calls, strict=True):
                 collector.add_sample(partial(calls[index].run, layer, hidden))
         seconds.hessian += collector.seconds
@@ -203,8 +205,9 @@ def _inputs(
 
 def _advance(layer: nn.Module, index: int, captured: Captured) -> None:
     """Replace every sample's hidden states by the layer's output."""
-    for s, (hidden, calls) in enumerate(zip(captured.hidden, captured.calls, strict=True)):
-        captured.hidden[s] = calls[index].run(layer, hidden)
+    with linears_prepared(layer, captured.tokens):
+        for s, (hidden, calls) in enumerate(zip(captured.hidden, captured.calls, strict=True)):
+            captured.hidden[s] = calls[index].run(layer, hidden)
 
 
 def _dense(packed: PackedWeight) -> Tensor:

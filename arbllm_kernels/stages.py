@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from .capture import Call, Captured
+from .onednn import linears_prepared
 
 Linears = dict[str, nn.Linear]
 
@@ -58,12 +59,13 @@ class DenseModel:
     def advance(self, layer: nn.Module, calls: Sequence[Call], linears: Linears) -> None:
         """Run every sample through a layer that is dense yet."""
         self.inputs = []
-        for s, call in enumerate(calls):
-            uses: list[tuple[str, Tensor]] = []
-            with _watching(linears, lambda name, x: uses.append((name, x))):  # noqa: B023 - used at once
-                self._hidden[s] = call.run(layer, self._hidden[s])
-            often = Counter(name for name, _ in uses)
-            self.inputs.append({name: x.reshape(-1, x.shape[-1]) for name, x in uses if often[name] == 1})
+        with linears_prepared(layer, self._hidden[0].shape[1]):
+            for s, call in enumerate(calls):
+                uses: list[tuple[str, Tensor]] = []
+                with _watching(linears, lambda name, x: uses.append((name, x))):  # noqa: B023 - used at once
+                    self._hidden[s] = call.run(layer, self._hidden[s])
+                often = Counter(name for name, _ in uses)
+                self.inputs.append({name: x.reshape(-1, x.shape[-1]) for name, x in uses if often[name] == 1})
 
 
 @contextmanager

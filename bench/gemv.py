@@ -198,10 +198,9 @@ def measure(
                 for way in ("exact", "bf16 x"):
                     contenders[f"{name}, {way}"] = packed_call(copies, x, way, repack)
                 if batch >= cpu.DENSE_BATCH and repack:
-                    contenders[f"{name}, dequantized at once"] = lambda i, x=x, copies=copies: F.linear(
-                        x, torch.ops.arb.dequantize(*ops.packed_args(copies[(i + 1) % len(copies)]))
-                    )
-                if repack and batch < cpu.dense_batches(cpu.view(ops.packed_args(copies[0])), True)[0]:
+                    for way, dtype in (("exact", torch.float32), ("bf16 x", torch.bfloat16)):
+                        contenders[f"{name}, {way}, dequantized at once"] = at_once(copies, x.to(dtype))
+                if repack and batch < cpu.dense_batches(cpu.view(ops.packed_args(copies[0])), True, torch.float32)[0]:
                     contenders[f"{name}, int8"] = packed_call(copies, x, "int8", repack)
             with torch.no_grad():
                 # Code and x are in the cache, as in decoding; weights are not. In a long call that makes no difference.
@@ -260,6 +259,16 @@ def our_tokens(found: list[Row], layers: int) -> list[dict[str, object]]:
                     {"threads": number, "kernel": kernel, "bits": mine[0].bits, "tokens": 1e3 / (layers * each)}
                 )
     return lines
+
+
+def at_once(copies: list[PackedWeight], x: torch.Tensor) -> Callable[[int], object]:
+    """What a user without packed products would do: dequantize W, in the dtype of x, and call torch."""
+
+    def call(i: int) -> torch.Tensor:
+        W = torch.ops.arb.dequantize(*ops.packed_args(copies[(i + 1) % len(copies)]))
+        return F.linear(x, W.to(x.dtype))
+
+    return call
 
 
 def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: int, stored: bool) -> None:

@@ -30,7 +30,7 @@ def test_opcheck(options: dict[str, Any]) -> None:
 def test_packed_and_dense_paths_agree_with_dequantize(
     batch: int, dense_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "dense_batches", lambda packed, cols: (dense_batch,) * 3)
+    monkeypatch.setattr(cpu, "dense_batches", lambda *_: (dense_batch,) * 3)
     monkeypatch.setattr(cpu, "TILE_WEIGHTS", 300)  # several tiles, the last one shorter
     pw = make()
     x = torch.randn(batch, 70)
