@@ -52,6 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "compact": {"block_size": 2048, "salient": 0.27, "shared": True, "coded": True, "joined": True},
     "best": {"block_size": 2048, "salient": 0.87, "shared": True, "coded": True, "joined": True},
 }
+AT_ONCE = {"at once": torch.float32, "at once, bf16": torch.bfloat16}  # W dequantized at once, times x of that dtype
 # --layouts: other blocks, means (ARB, ARB-X, BiLLM), groups, scales; 8 % of the columns are salient.
 MEANS: dict[str, Any] = {"mean": True, "col_scale": False}
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -181,7 +182,7 @@ def measure(
     probes = [torch.ones(cache_mb * 2**18) for _ in range(3)]
     bits = {"torch fp32": 32.0, "torch bf16": 16.0}
     for name, copies in weights.items():
-        bits |= {f"{name}, {way}": copies[0].bits_per_weight for way in (*WAYS, "dequantized at once")}
+        bits |= {f"{name}, {way}": copies[0].bits_per_weight for way in (*WAYS, *AT_ONCE)}
     found = []
     for number in threads:
         torch.set_num_threads(number)
@@ -198,8 +199,8 @@ def measure(
                 for way in ("exact", "bf16 x"):
                     contenders[f"{name}, {way}"] = packed_call(copies, x, way, repack)
                 if batch >= cpu.DENSE_BATCH and repack:
-                    for way, dtype in (("exact", torch.float32), ("bf16 x", torch.bfloat16)):
-                        contenders[f"{name}, {way}, dequantized at once"] = at_once(copies, x.to(dtype))
+                    for way, dtype in AT_ONCE.items():
+                        contenders[f"{name}, {way}"] = at_once(copies, x.to(dtype))
                 if repack and batch < cpu.dense_batches(cpu.view(ops.packed_args(copies[0])), True, torch.float32)[0]:
                     contenders[f"{name}, int8"] = packed_call(copies, x, "int8", repack)
             with torch.no_grad():
