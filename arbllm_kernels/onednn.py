@@ -32,14 +32,8 @@ def faster() -> bool:
     return built() and bool(extension.is_amd())
 
 
-@functools.cache
-def bfloat16_products() -> bool:
-    """Whether products of bfloat16 matrices are faster than those of float32 ones: twice, with AVX512_BF16 (Zen 4)."""
-    return faster() and bool(extension.has_avx512bf16())
-
-
 def multiply(x: Tensor, W: Tensor) -> Tensor:
-    """x [..., m] times the transposed W [n, m], both float32 or both bfloat16: [..., n], without gradients."""
+    """x [..., m] times the transposed W [n, m], both float32: [..., n], without gradients."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, W, None, "none", [], "")
     return y
 

@@ -20,8 +20,7 @@ Status set_isa(const char* name);
 // The instruction set that the next call will use.
 Status active_isa(const char** name);
 
-// What decides which library multiplies dense matrices fastest (arbllm_kernels/onednn.py).
+// Decides which library multiplies dense matrices fastest (arbllm_kernels/onednn.py).
 bool is_amd();
-bool has_avx512bf16();
 
 }  // namespace arb
