@@ -118,6 +118,8 @@ def _check_columns(x: Tensor, columns: int) -> None:
 
 
 def tiles(rows: int, cols: int) -> list[tuple[int, int]]:
+    if rows * cols <= TILE_WEIGHTS:
+        return [(0, rows)]
     step = max(1, TILE_WEIGHTS // cols)
     step -= step % 64 if step > 64 else 0  # BLAS works in blocks of rows
     return [(r, min(r + step, rows)) for r in range(0, rows, step)]

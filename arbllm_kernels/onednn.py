@@ -1,8 +1,8 @@
 """Dense products on the CPU by oneDNN, which torch brings along, where that is faster than what torch.mm calls.
 
-On x86 torch multiplies float32 matrices with MKL, which takes AMD's processors to 70 to 85 % of what they can do with
-512 rows on two cores and to 35 % with 32; oneDNN to 93 and 68 % (Zen 4, docs/cpu-measured.md). On Intel's own
-processors it was not measured, and MKL stays. The two operators are those that code compiled by torch calls.
+On x86 torch multiplies float32 matrices with MKL, which takes a Zen 4 to 70 to 85 % of what it can do with 512 rows on
+two cores and to 35 % with 32; oneDNN to 93 and 68 % (docs/cpu-kernels.md). So it is taken on AMD's processors with
+AVX-512; on others nothing was measured, and MKL stays. The two operators are those that code compiled by torch calls.
 """
 
 from __future__ import annotations
@@ -16,25 +16,30 @@ import torch
 from torch import Tensor, nn
 
 from .capture import forward_replaced
-from .native import extension
+from .native import available_isas, extension
 
 _OPERATORS = ("_linear_pointwise", "_reorder_linear_weight")
 
 
 def built() -> bool:
-    """Whether this torch has oneDNN's products."""
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+    """Whether this torch has oneDNN's products, switched on (torch.backends.mkldnn)."""
+    oneDNN = torch.backends.mkldnn
+    return oneDNN.is_available() and oneDNN.enabled and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+
+
+def faster() -> bool:
+    """Whether they are taken."""
+    return built() and _gains()
 
 
 @functools.cache
-def faster() -> bool:
-    """Whether this processor gains by them."""
-    return built() and bool(extension.is_amd())
+def _gains() -> bool:
+    return bool(extension.is_amd()) and available_isas().get("avx512", False)
 
 
-def multiply(x: Tensor, W: Tensor) -> Tensor:
-    """x [..., m] times the transposed W [n, m], both float32: [..., n], without gradients."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, W, None, "none", [], "")
+def multiply(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., m] times the transposed W [n, m], plus bias [n], all float32: [..., n], without gradients."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, W, bias, "none", [], "")
     return y
 
 
@@ -42,11 +47,14 @@ def multiply(x: Tensor, W: Tensor) -> Tensor:
 def linears_prepared(layer: nn.Module, tokens: int) -> Iterator[None]:
     """Within it the layer's plain float32 linears on the CPU multiply by copies of their weights in oneDNN's own order.
 
-    The weights must not change meanwhile. `tokens`: how many a call usually brings.
+    A copy is made by a linear's first call, and again when torch counts that its weight was written to. `tokens`: how
+    many a call usually brings.
     """
     with contextlib.ExitStack() as stack:
         for module in layer.modules() if faster() else ():
-            if type(module) is nn.Linear and "forward" not in module.__dict__ and _is_plain(module.weight):
+            if type(module) is not nn.Linear or "forward" in module.__dict__ or "weight" not in module._parameters:
+                continue
+            if _is_plain(module.weight):
                 stack.enter_context(forward_replaced(module, _forward(module, tokens)))
         yield
 
@@ -57,12 +65,17 @@ def _is_plain(t: Tensor) -> bool:
 
 def _forward(linear: nn.Linear, tokens: int) -> Any:
     original = linear.forward
-    weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)
+    made_of: tuple[int, int] | None = None
+    copy = torch.empty(0)
 
-    def forward(x: Tensor) -> Tensor:
-        if not _is_plain(x):
-            return original(x)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, linear.bias, "none", [], "")
-        return y
+    def forward(input: Tensor) -> Tensor:
+        nonlocal made_of, copy
+        if not _is_plain(input):
+            return original(input)
+        weight = linear.weight.detach()
+        if made_of != (weight.data_ptr(), weight._version):
+            made_of = weight.data_ptr(), weight._version
+            copy = torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
+        return multiply(input, copy, linear.bias)
 
     return forward

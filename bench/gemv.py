@@ -10,8 +10,9 @@
 Every result is checked against float64 first; no time is printed when the check is red. "Cold": each call uses the next
 of so many separate weights that together they exceed the last-level cache. Contenders take turns within a round, so
 that a busy machine slows all of them alike; so does the probe of read bandwidth. Times are medians, with the distance
-from the first to the third quartile. Ratios are of medians of the same run. "Dequantized at once" makes a dense W of
-the packed one and multiplies by it, in every call: what prefill would be without tiles; its bandwidth says nothing.
+from the first to the third quartile. Ratios are of medians of the same run. "At once" makes a dense W of the packed
+one, in float32 or bfloat16, and multiplies by it, in every call: what prefill would be without tiles; its bandwidth
+says nothing.
 
 OMP_WAIT_POLICY is set to passive: otherwise the threads of torch's products spin for milliseconds after each and take
 the processors from the contender that comes next.

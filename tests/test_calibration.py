@@ -39,6 +39,27 @@ def test_no_special_tokens_are_added(tokenizer: object) -> None:
     assert tokenize("w1 w2 nonsense", tokenizer).tolist() == [1, 2, 127]
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_tokens_are_those_that_the_tokenizer_gives(split: bool) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.split_special_tokens = split
+    for text in ("w1 w2 nonsense", "", f"w3 {tokenizer.eos_token} w4"):
+        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokenizer.backend_tokenizer.enable_truncation(2)
+        tokenizer.backend_tokenizer.enable_padding(length=9)
+        assert tokenize(text, tokenizer).tolist() == expected
+
+
+def test_a_tokenizer_that_encodes_in_its_own_way_does_so() -> None:
+    class Own(type(tiny.tokenizer())):  # type: ignore[misc]
+        def _encode_plus(self, *args: object, **kwargs: object) -> dict[str, list[int]]:
+            return {"input_ids": [7]}
+
+    own = tiny.tokenizer()
+    own.__class__ = Own
+    assert tokenize("w1 w2", own).tolist() == [7]
+
+
 def test_jsonl_and_parquet_hold_the_same_text(tokenizer: object, tmp_path: Path) -> None:
     rows = [{"text": "w1 w2", "body": "w3"}, {"text": "w4", "body": "w5"}]
     jsonl = tmp_path / "a.jsonl"

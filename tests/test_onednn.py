@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 from helpers import random_packed
 from torch import nn
 
 from arbllm_kernels import cpu, onednn, ops
+from arbllm_kernels.config import QuantConfig
 from arbllm_kernels.linear import linear
+from arbllm_kernels.pipeline import quantize_model
 
 pytestmark = pytest.mark.skipif(not onednn.built(), reason="this torch was built without oneDNN")
 
 SHAPES = [(1,), (1, 1), (3, 1), (0,), (2, 0), (64,), (2, 3)]  # of x, without its last dimension
 
 
-def with_products(monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+def with_products(monkeypatch: pytest.MonkeyPatch, faster: bool) -> list[int]:
+    """Whether oneDNN's are taken. The list gets an entry for each."""
+    calls: list[int] = []
+    multiply = onednn.multiply
+
+    def counted(*args: torch.Tensor | None) -> torch.Tensor:
+        calls.append(1)
+        return multiply(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(onednn, "multiply", counted)
     monkeypatch.setattr(onednn, "faster", lambda: faster)
+    return calls
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -48,10 +61,29 @@ def test_prepared_linears_give_the_same_and_are_left_as_they_were(monkeypatch: p
                 a = layer["a"](x)
                 got = a, layer["b"](a), layer["odd"](x)
                 assert layer["a"](x.double().float()).dtype is torch.float32 and seen == ["a", "a"]
+                assert torch.equal(layer["a"](input=x), a)
                 with pytest.raises(RuntimeError):  # what is not float32 meets the linear as it is
                     layer["a"](x.double())
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert all("forward" not in module.__dict__ for module in layer.values())
+
+
+def test_a_weight_that_is_written_to_is_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_products(monkeypatch, True)
+    linear, x = nn.Linear(70, 13, bias=False), torch.randn(5, 70)
+    with torch.no_grad(), onednn.linears_prepared(linear, 5):
+        before = linear(x)
+        linear.weight.mul_(2)
+        torch.testing.assert_close(linear(x), 2 * before)
+        linear.weight.data = torch.ones(13, 70)
+        torch.testing.assert_close(linear(x), x.sum(1, keepdim=True).expand(5, 13), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_the_layer_loop_takes_them(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, model = with_products(monkeypatch, faster), tiny.llama()
+    quantize_model(model, torch.randint(0, 100, (2, 16)), QuantConfig(block_size=32, iters=1), progress=False)
+    assert bool(calls) is faster
 
 
 def test_linears_are_prepared_only_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,24 +94,30 @@ def test_linears_are_prepared_only_where_that_is_faster(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("faster", [False, True])
-@pytest.mark.parametrize("tile", [300, 1 << 22], ids=["tiles", "one"])
+@pytest.mark.parametrize("tile", [300, 7000, 1 << 22], ids=["tiles", "tiles of 64 rows", "one"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_long_batches(faster: bool, tile: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_products(monkeypatch, faster)
+    calls, rows = with_products(monkeypatch, faster), 100 if tile == 7000 else 13
     monkeypatch.setattr(cpu, "TILE_WEIGHTS", tile)
     monkeypatch.setattr(cpu, "dense_batches", lambda *_: (0, 0, 0))
     for options in ({}, {"mean": True, "col_scale": False}, {"groups": 4}):
         for shape in SHAPES:  # few rows of x and many: columns of x or of W are permuted
-            pw, x = random_packed(13, 70, 32, **options), torch.randn(*shape, 70).to(dtype)
+            pw, x = random_packed(rows, 70, 32, **options), torch.randn(*shape, 70).to(dtype)
             expected = x.double() @ pw.dequantize().double().T
             got = linear(x, pw)
             assert got.dtype is dtype and got.shape == expected.shape
             rtol = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
             torch.testing.assert_close(got.double(), expected, rtol=rtol, atol=1e-4)
+    assert bool(calls) is faster
 
 
-def test_a_result_may_be_changed_in_place_under_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_products(monkeypatch, True)
+@pytest.mark.parametrize("faster", [False, True])
+@pytest.mark.parametrize("tile", [300, 1 << 22], ids=["tiles", "one"])
+def test_a_result_may_be_changed_in_place_under_autograd(
+    faster: bool, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_products(monkeypatch, faster)
+    monkeypatch.setattr(cpu, "TILE_WEIGHTS", tile)
     monkeypatch.setattr(cpu, "dense_batches", lambda *_: (0, 0, 0))
     pw = random_packed(13, 70)
     for dtype in (torch.float32, torch.bfloat16):
