@@ -24,7 +24,8 @@ _OPERATORS = ("_linear_pointwise", "_reorder_linear_weight")
 def built() -> bool:
     """Whether this torch has oneDNN's products, switched on (torch.backends.mkldnn)."""
     oneDNN = torch.backends.mkldnn
-    return oneDNN.is_available() and oneDNN.enabled and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+    switched_on = oneDNN.is_available() and bool(oneDNN.enabled)
+    return switched_on and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
 
 
 def faster() -> bool:
