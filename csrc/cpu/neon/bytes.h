@@ -1,6 +1,5 @@
 // Bytes for line.inc and tiles.inc, 16 at a time: the ARMv8 baseline. `level_dot` is in dot.h, with the dot product
-// extension
-// (../neondot) or without.
+// extension (../neondot) or without.
 #pragma once
 
 #include "vec.h"
