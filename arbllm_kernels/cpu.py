@@ -30,9 +30,11 @@ DOT_PRODUCTS = ("avx512vbmi", "avx512vnni", "avxvnni", "neondot")  # instruction
 DENSE_BATCHES = {
     ("line", True, "mkl"): ((96, 28, 16), (NEVER, NEVER, 192)),
     ("line", True, "onednn"): ((192, 28, 16), (NEVER, NEVER, 160)),
+    ("line", True, "bfloat16"): ((80, 28, 28), (NEVER, 80, 80)),
     ("line", False, "mkl"): ((12, 6, 5), (44, 14, 10)),
     ("repacked", True, "mkl"): ((192, 40, 20), (NEVER, 192, 64)),  # "dot products" here: lookups of 64 bytes
     ("repacked", True, "onednn"): ((512, 64, 32), (NEVER, 192, 64)),
+    ("repacked", True, "bfloat16"): ((96, 48, 48), (192, 48, 48)),
     ("repacked", False, "mkl"): ((24, 14, 9), (80, 30, 20)),
     ("blending", True, "mkl"): ((5, 5, 5), (5, 5, 5)),  # here: four groups
     ("blending", False, "mkl"): ((9, 9, 9), (13, 13, 13)),
@@ -69,8 +71,8 @@ def view(args: Sequence[Any]) -> Any:
     return extension.PackedView(*flat)
 
 
-def dense_batches(packed: Any, repacked: bool = False) -> tuple[int, int, int]:
-    """From how many rows of x on a native view is dequantized: for one, two and three digits of x.
+def dense_batches(packed: Any, repacked: bool, dtype: torch.dtype) -> tuple[int, int, int]:
+    """From how many rows of x of `dtype` on a native view is dequantized: for one, two and three digits of x.
 
     Measured for 576 and 4,096 columns, `bench/gemv.py --threshold`: with avx512vbmi, and where it has instructions that
     others lack between what is best for avx512 and avx2, then with MKL. By blending (`--stored`) between avx512vbmi and
@@ -82,8 +84,10 @@ def dense_batches(packed: Any, repacked: bool = False) -> tuple[int, int, int]:
         way, dot_products = "blending", packed.groups == 4
     else:
         way, dot_products = "line", active_isa() in DOT_PRODUCTS
-    dense = "onednn" if onednn.faster() and (way, dot_products, "onednn") in DENSE_BATCHES else "mkl"
-    return DENSE_BATCHES[way, dot_products, dense][packed.cols >= NARROW]
+    rounded = dtype is torch.bfloat16 and onednn.bfloat16_products()
+    dense = "bfloat16" if rounded else "onednn" if onednn.faster() else "mkl"
+    found = DENSE_BATCHES.get((way, dot_products, dense)) or DENSE_BATCHES[way, dot_products, "mkl"]
+    return found[packed.cols >= NARROW]
 
 
 NOT_COVERED = (
@@ -125,16 +129,16 @@ def tiles(rows: int, cols: int) -> list[tuple[int, int]]:
     return [(r, min(r + step, rows)) for r in range(0, rows, step)]
 
 
-def _tiles(packed: Any, stored: bool, threads: int) -> Iterator[tuple[int, int, Tensor]]:
-    """First row, last and rows of W, float32, tile by tile, with columns in their own or in storage order.
+def _tiles(packed: Any, stored: bool, threads: int, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    """First row, last and rows of W, tile by tile, with columns in their own or in storage order.
 
     All are made in the same memory: new memory costs twice as much time as what is written to it.
     """
-    found = tiles(packed.rows, packed.cols)
-    buffer = torch.empty(found[0][1], packed.cols, dtype=torch.float32, device="cpu")
+    found, element = tiles(packed.rows, packed.cols), getattr(extension.Element, ELEMENTS[dtype])
+    buffer = torch.empty(found[0][1], packed.cols, dtype=dtype, device="cpu")
     for first, last in found:
         tile = buffer[: last - first]
-        extension.dequantize(packed, first, last, stored, tile.data_ptr(), threads)
+        extension.dequantize(packed, first, last, stored, element, tile.data_ptr(), threads)
         yield first, last, tile
 
 
@@ -163,7 +167,7 @@ def product(x: Tensor, args: Sequence[Any], alone: bool) -> Tensor | None:
 def _bind(args: Sequence[Any], copies: bool) -> Any:
     packed = view(args)
     # Of the instruction set in use now: forcing another one later changes when W is dequantized, not the results.
-    limits = dense_batches(packed, copies)
+    limits = dense_batches(packed, copies, torch.float32), dense_batches(packed, copies, torch.bfloat16)
     return extension.Bound(tuple(args), packed, copies, limits, _warn, dense_product)
 
 
@@ -184,18 +188,22 @@ def linear(x: Tensor, *args: Any) -> Tensor:
 
 
 def dense_product(x: Tensor, order: Tensor, packed: Any) -> Tensor:
-    """x [..., m] times the transposed weight of the native view `packed`, dequantized tile by tile."""
+    """x [..., m] times the transposed weight of the native view `packed`, dequantized tile by tile.
+
+    In float32; where products in bfloat16 are faster, x in bfloat16 meets a W that is rounded to bfloat16.
+    """
     rows, cols = packed.rows, packed.cols
+    dtype = torch.bfloat16 if x.dtype is torch.bfloat16 and onednn.bfloat16_products() else torch.float32
     # Either the columns of x are permuted or those of W: whichever is less work.
     stored = PERMUTE * x.numel() < rows * cols
-    single = _as(torch.float32, x)
-    single = single.index_select(-1, order) if stored else single
-    flat, shape = single.reshape(-1, cols), (*x.shape[:-1], rows)
-    found = _tiles(packed, stored, torch.get_num_threads())
+    # torch permutes float32 three times as fast as bfloat16.
+    own = _as(torch.float32, x).index_select(-1, order) if stored else x
+    flat, shape = _as(dtype, own).reshape(-1, cols), (*x.shape[:-1], rows)
+    found = _tiles(packed, stored, torch.get_num_threads(), dtype)
     # Whatever is returned is no view, which could not be modified in place under autograd.
     if rows * cols <= TILE_WEIGHTS and onednn.faster():  # a small layer, in which every call to torch counts
         return _as(x.dtype, torch.ops.aten._unsafe_view.default(onednn.multiply(flat, next(found)[2]), shape))
-    y = torch.empty(shape, dtype=torch.float32, device="cpu")
+    y = torch.empty(shape, dtype=dtype, device="cpu")
     out = y.view(-1, rows)
     for first, last, W in found:
         if onednn.faster():
@@ -211,7 +219,7 @@ def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
     packed, threads = view(args), torch.get_num_threads()
     flat = _as_rows(dy, rows, torch.float32)
     stored = torch.zeros(flat.shape[0], cols, dtype=torch.float32, device="cpu")
-    for first, last, tile in _tiles(packed, True, threads):
+    for first, last, tile in _tiles(packed, True, threads, torch.float32):
         stored.addmm_(flat[:, first:last], tile)
     dx = torch.empty(*dy.shape[:-1], cols, dtype=torch.float32, device="cpu")
     dx.view(flat.shape[0], cols).index_copy_(1, args[ORDER].long(), stored)
@@ -222,5 +230,6 @@ def dequantize(*args: Any) -> Tensor:
     """arb::dequantize."""
     rows, cols = args[-1][0], args[-1][1]
     dense = torch.empty(rows, cols, dtype=torch.float32, device="cpu")
-    extension.dequantize(view(args), 0, rows, False, dense.data_ptr(), torch.get_num_threads())
+    single, threads = extension.Element.fp32, torch.get_num_threads()
+    extension.dequantize(view(args), 0, rows, False, single, dense.data_ptr(), threads)
     return dense

@@ -87,6 +87,9 @@ def set_activations(name: str | None) -> None:
     error of about 1 % of the product's norm (docs/cpu-kernels.md). Layouts that are not multiplied by line, as the
     paper's, have int8 in copies alone (set_repack); without one they are multiplied exactly, with a warning.
 
+    Those that are dequantized are multiplied in float32, except x in bfloat16 where the processor is faster in it
+    (onednn.bfloat16_products): then W is rounded to bfloat16, as it is in a dense model of that dtype.
+
     Args:
         name: "exact", "int8", or None to go back to the environment variable ARBLLM_ACTIVATIONS or the default.
 

@@ -38,8 +38,18 @@ def _gains() -> bool:
     return bool(extension.is_amd()) and available_isas().get("avx512", False)
 
 
+def bfloat16_products() -> bool:
+    """Whether products of bfloat16 matrices are faster than those of float32 ones: twice, with AVX512_BF16 (Zen 4)."""
+    return faster() and _gains_by_bfloat16()
+
+
+@functools.cache
+def _gains_by_bfloat16() -> bool:
+    return bool(extension.has_avx512bf16())
+
+
 def multiply(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., m] times the transposed W [n, m], plus bias [n], all float32: [..., n], without gradients."""
+    """x [..., m] times the transposed W [n, m], plus bias [n], all float32 or all bfloat16: [..., n], no gradients."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, W, bias, "none", [], "")
     return y
 

@@ -3,8 +3,8 @@
     arbllm quantize SmolLM2-135M-Instruct.Q4_1.gguf paper.arb --preset paper --calib brown.txt
     python bench/activations.py paper.arb compact.arb best.arb --text wikitext2.test.raw [--windows 32 --seqlen 1024]
 
-For either dtype there is a row in which every W is dequantized and multiplied in float32. In the other rows every
-product goes through the packed kernels, so that they show what decoding sees.
+For either dtype there is a row in which every W is dequantized and multiplied as in long batches. In the other rows
+every product goes through the packed kernels, so that they show what decoding sees.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def measure(
                 if batch >= cpu.DENSE_BATCH and repack:
                     for way, dtype in AT_ONCE.items():
                         contenders[f"{name}, {way}"] = at_once(copies, x.to(dtype))
-                if repack and batch < cpu.dense_batches(cpu.view(ops.packed_args(copies[0])), True)[0]:
+                if repack and batch < cpu.dense_batches(cpu.view(ops.packed_args(copies[0])), True, torch.float32)[0]:
                     contenders[f"{name}, int8"] = packed_call(copies, x, "int8", repack)
             with torch.no_grad():
                 # Code and x are in the cache, as in decoding; weights are not. In a long call that makes no difference.

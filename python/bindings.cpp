@@ -83,14 +83,14 @@ const char* gemm(arb::Weight& weight, uintptr_t x, arb::Element element, int64_t
 
 namespace {
 
-const char* dequantize(const arb::PackedView& w, int64_t begin, int64_t end, bool stored_order, uintptr_t out,
-                       int64_t threads) {
+const char* dequantize(const arb::PackedView& w, int64_t begin, int64_t end, bool stored_order, arb::Element element,
+                       uintptr_t out, int64_t threads) {
     const auto columns = stored_order ? arb::Columns::stored : arb::Columns::original;
     const char* ran = nullptr;
     arb::Status status;
     {
         const py::gil_scoped_release released;
-        status = arb::dequantize(w, begin, end, columns, pointer<float>(out), threads, &ran);
+        status = arb::dequantize(w, begin, end, columns, element, pointer<void>(out), threads, &ran);
     }
     check(status, w, "dequantize");
     return ran;
@@ -153,7 +153,7 @@ PYBIND11_MODULE(_native, m) {
         .def(py::init<const arb::PackedView&, bool>(), py::arg("view"), py::arg("repack") = false)
         .def("gemm", &gemm,
              "y = x W^T for contiguous x [batch, m], y [batch, n] of the same elements; returns the ISA that ran.");
-    m.def("dequantize", &dequantize, "Rows begin..end-1 as contiguous float32; returns the ISA that ran.");
+    m.def("dequantize", &dequantize, "Rows begin..end-1, contiguous; returns the ISA that ran.");
     m.def(
         "table_gemm",
         [](uintptr_t codes, int64_t rows, int64_t cols, uintptr_t x, int64_t batch, uintptr_t y, int64_t threads) {
@@ -184,6 +184,7 @@ PYBIND11_MODULE(_native, m) {
         return found;
     });
     m.def("is_amd", &arb::is_amd);
+    m.def("has_avx512bf16", &arb::has_avx512bf16);
     m.def("active_isa", &active_isa);
     m.def("set_isa", [](const std::optional<std::string>& name) {
         check_isa(arb::set_isa(name ? name->c_str() : nullptr), name);

@@ -82,14 +82,17 @@ bool product_alone(py::handle x) {
            PyLong_AsLong(get(t.forward_ad, t.current_level).ptr()) < 0;
 }
 
+using Limits = std::array<std::array<int64_t, 3>, 2>;
+
 // A native weight and the tensors it was made from. It keeps them alive, but for the column order, which keeps it.
 class Bound {
   public:
     // `repack`: as for arb::Weight, which then is of no use once a tensor has been written to.
-    // `limits`: how many rows of x are too many for the packed kernels, in one, two and three digits.
+    // `limits`: how many rows of x are too many for the packed kernels, in one, two and three digits; of x in bfloat16
+    // apart.
     // `dense(x, order, view)` is the product of so many. `not_covered` is called where int8 activations are asked for
     // and the product is exact all the same.
-    Bound(const py::tuple& args, const py::object& view, bool repack, std::array<int64_t, 3> limits,
+    Bound(const py::tuple& args, const py::object& view, bool repack, const Limits& limits,
           const py::object& not_covered, const py::object& dense)
         : list_(args[args.size() - 1]),
           sizes_(sizes_of(args)),
@@ -132,7 +135,7 @@ class Bound {
         if (from == 0 && batch > 0) return py::none();  // a tensor of zeros that has no memory
         const auto element = is_float ? arb::Element::fp32 : is_bf16 ? arb::Element::bf16 : arb::Element::fp16;
         const auto activations = int8 ? arb::Activations::int8 : arb::Activations::exact;
-        if (batch >= limits_[static_cast<size_t>(arb::digits_of(w, element, activations) - 1)])
+        if (batch >= limits_[is_bf16][static_cast<size_t>(arb::digits_of(w, element, activations) - 1)])
             return dense_(x, args[kOrder], view_);
         const py::object y = empty_like_rows(x, dtype, shape, dims);
         if (int8 && !weight_.covers_int8()) call(not_covered_);
@@ -198,7 +201,7 @@ class Bound {
     py::object view_;
     arb::Weight weight_;
     bool repack_;
-    std::array<int64_t, 3> limits_;
+    Limits limits_;
     py::object not_covered_, dense_;
 };
 
@@ -206,8 +209,7 @@ class Bound {
 
 void register_direct(py::module_& m) {
     py::class_<Bound>(m, "Bound")
-        .def(py::init<const py::tuple&, const py::object&, bool, std::array<int64_t, 3>, const py::object&,
-                      const py::object&>())
+        .def(py::init<const py::tuple&, const py::object&, bool, const Limits&, const py::object&, const py::object&>())
         .def("product", &Bound::product)
         // Not copied, not pickled: made anew instead. Nothing, as torch.load accepts it.
         .def("__reduce__", [](const Bound&) {

@@ -52,9 +52,12 @@ def test_every_element_of_16_bits_is_read_and_rounded(isa: str, dtype: torch.dty
         assert torch.equal(y[number].view(torch.int16), expected[number].view(torch.int16)), w
 
 
-def run_dequantize(pw: PackedWeight, begin: int, end: int, stored: bool = False) -> tuple[torch.Tensor, str]:
-    out = torch.full((end - begin, pw.layout.cols), float("nan"))
-    ran = native.extension.dequantize(cpu.view(ops.packed_args(pw)), begin, end, stored, out.data_ptr(), 2)
+def run_dequantize(
+    pw: PackedWeight, begin: int, end: int, stored: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, str]:
+    out = torch.full((end - begin, pw.layout.cols), float("nan"), dtype=dtype)
+    packed = cpu.view(ops.packed_args(pw))
+    ran = native.extension.dequantize(packed, begin, end, stored, element(dtype), out.data_ptr(), 2)
     return out, ran
 
 
@@ -103,6 +106,16 @@ def test_dequantize_is_bit_for_bit_packed_dequantize(isa: str, n: int, m: int, k
                 assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), pw.layout
                 part, _ = run_dequantize(pw, n // 2, n, stored=True)
                 assert torch.equal(part, expected[n // 2 :, pw.order.long()])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dequantize_to_16_bits_rounds_to_the_nearest(isa: str, dtype: torch.dtype) -> None:
+    for n, m, k in SHAPES:
+        pw = random_packed(n, m, k, mean=True, exponent=-3)
+        expected = pw.dequantize().to(dtype)
+        for stored, columns in ((False, slice(None)), (True, pw.order.long())):
+            got, ran = run_dequantize(pw, n // 2, n, stored, dtype)
+            assert ran == isa and torch.equal(got, expected[n // 2 :, columns])
 
 
 @pytest.mark.parametrize("n,m,k", SHAPES)

@@ -15,11 +15,14 @@ from arbllm_kernels.pipeline import quantize_model
 
 pytestmark = pytest.mark.skipif(not onednn.built(), reason="this torch was built without oneDNN")
 
+BFLOAT16 = pytest.param(
+    True, True, marks=pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no AVX-512")
+)
 SHAPES = [(1,), (1, 1), (3, 1), (0,), (2, 0), (64,), (2, 3)]  # of x, without its last dimension
 
 
-def with_products(monkeypatch: pytest.MonkeyPatch, faster: bool) -> list[int]:
-    """Whether oneDNN's are taken. The list gets an entry for each."""
+def with_products(monkeypatch: pytest.MonkeyPatch, faster: bool, bfloat16: bool = False) -> list[int]:
+    """Whether oneDNN's are taken, and in bfloat16 too. The list gets an entry for each."""
     calls: list[int] = []
     multiply = onednn.multiply
 
@@ -29,15 +32,18 @@ def with_products(monkeypatch: pytest.MonkeyPatch, faster: bool) -> list[int]:
 
     monkeypatch.setattr(onednn, "multiply", counted)
     monkeypatch.setattr(onednn, "faster", lambda: faster)
+    monkeypatch.setattr(onednn, "bfloat16_products", lambda: bfloat16)
     return calls
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_multiply_is_the_product(shape: tuple[int, ...]) -> None:
-    x, W = torch.randn(*shape, 70), torch.randn(13, 70)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_multiply_is_the_product(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, W = torch.randn(*shape, 70).to(dtype), torch.randn(13, 70).to(dtype)
     y = onednn.multiply(x, W)
-    assert y.dtype is torch.float32 and y.shape == (*shape, 13)
-    torch.testing.assert_close(y.double(), x.double() @ W.double().T, rtol=1e-5, atol=1e-4)
+    assert y.dtype is dtype and y.shape == (*shape, 13)
+    rtol = 1e-5 if dtype is torch.float32 else 2**-7
+    torch.testing.assert_close(y.double(), x.double() @ W.double().T, rtol=rtol, atol=1e-4)
 
 
 class Odd(nn.Linear):
@@ -93,17 +99,21 @@ def test_linears_are_prepared_only_where_that_is_faster(monkeypatch: pytest.Monk
         assert "forward" not in layer[0].__dict__
 
 
-@pytest.mark.parametrize("faster", [False, True])
+@pytest.mark.parametrize("faster,bfloat16", [(False, False), (True, False), BFLOAT16])
 @pytest.mark.parametrize("tile", [300, 7000, 1 << 22], ids=["tiles", "tiles of 64 rows", "one"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_long_batches(faster: bool, tile: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, rows = with_products(monkeypatch, faster), 100 if tile == 7000 else 13
+def test_long_batches(
+    faster: bool, bfloat16: bool, tile: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, rows = with_products(monkeypatch, faster, bfloat16), 100 if tile == 7000 else 13
     monkeypatch.setattr(cpu, "TILE_WEIGHTS", tile)
     monkeypatch.setattr(cpu, "dense_batches", lambda *_: (0, 0, 0))
     for options in ({}, {"mean": True, "col_scale": False}, {"groups": 4}):
         for shape in SHAPES:  # few rows of x and many: columns of x or of W are permuted
             pw, x = random_packed(rows, 70, 32, **options), torch.randn(*shape, 70).to(dtype)
-            expected = x.double() @ pw.dequantize().double().T
+            W = pw.dequantize()
+            W = W.to(dtype) if bfloat16 and dtype is torch.bfloat16 else W
+            expected = x.double() @ W.double().T
             got = linear(x, pw)
             assert got.dtype is dtype and got.shape == expected.shape
             rtol = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
@@ -111,12 +121,12 @@ def test_long_batches(faster: bool, tile: int, dtype: torch.dtype, monkeypatch: 
     assert bool(calls) is faster
 
 
-@pytest.mark.parametrize("faster", [False, True])
+@pytest.mark.parametrize("faster,bfloat16", [(False, False), (True, False), BFLOAT16])
 @pytest.mark.parametrize("tile", [300, 1 << 22], ids=["tiles", "one"])
 def test_a_result_may_be_changed_in_place_under_autograd(
-    faster: bool, tile: int, monkeypatch: pytest.MonkeyPatch
+    faster: bool, bfloat16: bool, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_products(monkeypatch, faster)
+    with_products(monkeypatch, faster, bfloat16)
     monkeypatch.setattr(cpu, "TILE_WEIGHTS", tile)
     monkeypatch.setattr(cpu, "dense_batches", lambda *_: (0, 0, 0))
     pw = random_packed(13, 70)
@@ -126,3 +136,20 @@ def test_a_result_may_be_changed_in_place_under_autograd(
         y += 1
         y.sum().backward()
         assert x.grad is not None and x.grad.dtype is dtype
+
+
+def test_x_in_bfloat16_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense: list[torch.dtype] = []
+
+    def spy(x: torch.Tensor, *_: object) -> torch.Tensor:
+        dense.append(x.dtype)
+        return x
+
+    monkeypatch.setattr(cpu, "dense_product", spy)
+    few, many = (3, 3, 3), (9, 9, 9)
+    monkeypatch.setattr(cpu, "dense_batches", lambda packed, copies, dtype: few if dtype is torch.bfloat16 else many)
+    pw = random_packed(13, 70)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for batch in (2, 3, 8, 9):
+            linear(torch.randn(batch, 70).to(dtype), pw)
+    assert dense == [torch.float32, torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.float16]

@@ -70,7 +70,7 @@ def test_pages_go_when_the_copy_is_made(mapped: Mapped) -> None:
     y = linear(x, pw)
     assert resident(pw.sign) <= 2 * PAGE  # what lies only partly in the plane stays
     torch.testing.assert_close(y, stored, rtol=1e-4, atol=1e-3)
-    many = x.repeat(cpu.dense_batches(cpu.view(ops.packed_args(pw)), True)[2], 1)
+    many = x.repeat(cpu.dense_batches(cpu.view(ops.packed_args(pw)), True, torch.float32)[2], 1)
     torch.testing.assert_close(linear(many, pw)[:1], y, rtol=1e-4, atol=1e-3)  # read again
     assert torch.equal(pw.sign, sign)
 

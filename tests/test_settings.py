@@ -18,7 +18,7 @@ def test_int8_is_opt_in(layout: dict[str, int]) -> None:
     exact = linear(x, pw)
     with native.forced_activations("int8"):
         assert torch.equal(linear(x, pw), run(pw, x, True)) and not torch.equal(linear(x, pw), exact)
-        many = x.repeat(cpu.dense_batches(cpu.view(ops.packed_args(pw)), True)[0], 1)
+        many = x.repeat(cpu.dense_batches(cpu.view(ops.packed_args(pw)), True, torch.float32)[0], 1)
         torch.testing.assert_close(linear(many, pw)[:2], exact, rtol=1e-5, atol=1e-4)  # long batches are exact
     assert torch.equal(linear(x, pw), exact)
 

@@ -221,7 +221,7 @@ def test_layers_follow_the_setting_and_their_tensors(isa: str) -> None:
         with torch.inference_mode():
             made = ARBLinear(random_packed(40, 300, 64))
         assert torch.equal(made(x), run(made.packed, x, False))
-        many = x.repeat(cpu.dense_batches(cpu.view(ops.packed_args(pw)), True)[2], 1)
+        many = x.repeat(cpu.dense_batches(cpu.view(ops.packed_args(pw)), True, torch.float32)[2], 1)
         torch.testing.assert_close(layer(many)[:1], other(x), rtol=1e-4, atol=1e-3)  # dequantized
         with native.forced_activations("int8"):
             assert torch.equal(linear(x, pw), run(pw, x, True))

@@ -30,6 +30,12 @@ uint64_t saved_registers() {
 constexpr uint64_t kSavesYmm = 0x06;  // SSE and AVX state
 constexpr uint64_t kSavesZmm = 0xe6;  // these, mask registers and both halves of the ZMM state
 
+// The first register of leaf 7.1.
+unsigned leaf_7_1() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 ? a : 0;
+}
+
 }  // namespace
 
 bool has_avx2() {
@@ -41,9 +47,8 @@ bool has_avx2() {
 }
 
 bool has_avxvnni() {
-    unsigned a, b, c, d;
     constexpr unsigned kAvxVnni = 1u << 4;
-    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
+    return has_avx2() && (leaf_7_1() & kAvxVnni) != 0;
 }
 
 bool has_avx512() {
@@ -74,6 +79,11 @@ bool is_amd() {
     return std::memcmp(name, "AuthenticAMD", sizeof name) == 0;
 }
 
+bool has_avx512bf16() {
+    constexpr unsigned kBf16 = 1u << 5;
+    return has_avx512() && (leaf_7_1() & kBf16) != 0;
+}
+
 #else
 
 #if defined(__aarch64__)
@@ -81,6 +91,8 @@ bool has_dot() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 #endif
 
 bool is_amd() { return false; }
+
+bool has_avx512bf16() { return false; }
 
 #endif
 

@@ -123,9 +123,10 @@ bool fail(const char* what, const char* isa, const Weight& w) {
 std::vector<float> dense(const Weight& w, arb::Columns columns, const char* isa, bool& good) {
     std::vector<float> out(static_cast<size_t>(w.view.rows * w.view.cols), std::nanf(""));
     const char* ran = nullptr;
-    good = arb::set_isa(isa) == arb::Status::ok &&
-           arb::dequantize(w.view, 0, w.view.rows, columns, out.data(), 2, &ran) == arb::Status::ok &&
-           std::strcmp(ran, isa) == 0 && good;
+    good =
+        arb::set_isa(isa) == arb::Status::ok &&
+        arb::dequantize(w.view, 0, w.view.rows, columns, arb::Element::fp32, out.data(), 2, &ran) == arb::Status::ok &&
+        std::strcmp(ran, isa) == 0 && good;
     return out;
 }
 

@@ -20,7 +20,8 @@ Status set_isa(const char* name);
 // The instruction set that the next call will use.
 Status active_isa(const char** name);
 
-// Decides which library multiplies dense matrices fastest (arbllm_kernels/onednn.py).
+// What decides which library multiplies dense matrices fastest (arbllm_kernels/onednn.py).
 bool is_amd();
+bool has_avx512bf16();
 
 }  // namespace arb

@@ -10,8 +10,9 @@ enum class Columns {
     stored,    // storage order: needs no scatter; callers permute the other operand instead
 };
 
-// Rows begin..end-1 as float32 [end - begin, m], contiguous. `ran` as in gemm.
-Status dequantize(const PackedView& weight, int64_t begin, int64_t end, Columns columns, float* out, int64_t threads,
-                  const char** ran = nullptr);
+// Rows begin..end-1 as [end - begin, m], contiguous; elements of 16 bits are the nearest, of two the even one. `ran` as
+// in gemm.
+Status dequantize(const PackedView& weight, int64_t begin, int64_t end, Columns columns, Element element, void* out,
+                  int64_t threads, const char** ran = nullptr);
 
 }  // namespace arb
