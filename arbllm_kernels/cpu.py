@@ -30,7 +30,7 @@ DOT_PRODUCTS = ("avx512vbmi", "avx512vnni", "avxvnni", "neondot")  # instruction
 DENSE_BATCHES = {
     ("line", True, "mkl"): ((96, 28, 16), (NEVER, NEVER, 192)),
     ("line", True, "onednn"): ((192, 28, 16), (NEVER, NEVER, 160)),
-    ("line", True, "bfloat16"): ((80, 28, 28), (NEVER, 80, 80)),
+    ("line", True, "bfloat16"): ((80, 28, 28), (NEVER, 80, 80)),  # x in bfloat16 never has three digits
     ("line", False, "mkl"): ((12, 6, 5), (44, 14, 10)),
     ("repacked", True, "mkl"): ((192, 40, 20), (NEVER, 192, 64)),  # "dot products" here: lookups of 64 bytes
     ("repacked", True, "onednn"): ((512, 64, 32), (NEVER, 192, 64)),
@@ -41,7 +41,9 @@ DENSE_BATCHES = {
 }
 NARROW = 2048  # columns
 PERMUTE = 6  # what a permuted entry of x costs, in entries of W
-TILE_WEIGHTS = 1 << 22  # weights per dequantized tile, 16 MB of float32: 2 and 4 times as many are slower, half as well
+# Weights per dequantized tile, 16 MB of float32: 2 and 4 times as many are slower, half as well. In bfloat16 none is
+# best on one thread and on two.
+TILE_WEIGHTS = 1 << 22
 
 
 ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # what x may consist of
@@ -166,7 +168,7 @@ def product(x: Tensor, args: Sequence[Any], alone: bool) -> Tensor | None:
 
 def _bind(args: Sequence[Any], copies: bool) -> Any:
     packed = view(args)
-    # Of the instruction set in use now: forcing another one later changes when W is dequantized, not the results.
+    # Of the instruction set and the library in use now: another one later does not change when W is dequantized.
     limits = dense_batches(packed, copies, torch.float32), dense_batches(packed, copies, torch.bfloat16)
     return extension.Bound(tuple(args), packed, copies, limits, _warn, dense_product)
 
@@ -214,7 +216,7 @@ def dense_product(x: Tensor, order: Tensor, packed: Any) -> Tensor:
 
 
 def linear_input_grad(dy: Tensor, *args: Any) -> Tensor:
-    """arb::linear_input_grad."""
+    """arb::linear_input_grad, in float32 and with W as it is, also where `dense_product` rounds it."""
     rows, cols = args[-1][0], args[-1][1]
     packed, threads = view(args), torch.get_num_threads()
     flat = _as_rows(dy, rows, torch.float32)

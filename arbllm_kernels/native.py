@@ -78,7 +78,7 @@ _activations: str | None = None  # None: not asked for yet
 
 
 def set_activations(name: str | None) -> None:
-    """Choose how batches that are not dequantized (cpu.dense_batches) are multiplied on the CPU from now on.
+    """Choose how batches for which W is not dequantized (cpu.dense_batches) are multiplied on the CPU from now on.
 
     "exact" (the default) is as good as float32 for x in float32. In whole numbers (by line, and in copies) x in
     bfloat16 is rounded to 16 bits per block of columns or part of one, x in float16 to 16 bits per part of up to 128
@@ -87,8 +87,8 @@ def set_activations(name: str | None) -> None:
     error of about 1 % of the product's norm (docs/cpu-kernels.md). Layouts that are not multiplied by line, as the
     paper's, have int8 in copies alone (set_repack); without one they are multiplied exactly, with a warning.
 
-    Those that are dequantized are multiplied in float32, except x in bfloat16 where the processor is faster in it
-    (onednn.bfloat16_products): then W is rounded to bfloat16, as it is in a dense model of that dtype.
+    Longer batches meet a dequantized W in float32, whatever is chosen here; but x in bfloat16, where the processor is
+    faster in it (onednn.bfloat16_products), a W that is rounded to bfloat16, as in a dense model of that dtype.
 
     Args:
         name: "exact", "int8", or None to go back to the environment variable ARBLLM_ACTIVATIONS or the default.

@@ -108,7 +108,7 @@ def copies_of(pw: PackedWeight, cache_mb: int) -> list[PackedWeight]:
 
 
 def check(pw: PackedWeight, x: torch.Tensor) -> None:
-    """Exit where a product differs from float64 by more than its arithmetic explains."""
+    """Exit where a product differs from float64 by more than its arithmetic explains; W may be rounded to bf16."""
     for name, (dtype, activations, most) in WAYS.items():
         own = x.to(dtype)
         exact = own.double() @ pw.dequantize().double().t()
@@ -172,7 +172,8 @@ def measure(
     weights: dict[str, list[PackedWeight]] = {}
     for name, options in layouts.items():
         pw = random_packed(rows, cols, **options)
-        check(pw, torch.randn(2, cols))
+        for batch in {2, *batches}:
+            check(pw, torch.randn(batch, cols))
         weights[name] = copies_of(pw, cache_mb)
         if stored and gains_by_copy(pw):
             weights[name + STORED] = copies_of(pw, cache_mb)
@@ -280,7 +281,8 @@ def threshold(layouts: dict[str, dict[str, Any]], threads: list[int], rounds: in
     print("|---|---|---|---|---|---|---|")
     for (rows, cols), (name, options) in itertools.product(((576, 576), (4096, 4096)), layouts.items()):
         pw = random_packed(rows, cols, **options)
-        check(pw, torch.randn(2, cols))
+        for batch in (2, BATCHES[-1]):
+            check(pw, torch.randn(batch, cols))
         if stored and not gains_by_copy(pw):
             continue
         twins = copies_of(pw, 0)  # each keeps to the way of its first product

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 from arbllm_kernels import cpu, onednn, ops
 from arbllm_kernels.config import QuantConfig
 from arbllm_kernels.linear import linear
+from arbllm_kernels.native import extension
 from arbllm_kernels.pipeline import quantize_model
 
 pytestmark = pytest.mark.skipif(not onednn.built(), reason="this torch was built without oneDNN")
@@ -136,6 +140,46 @@ def test_a_result_may_be_changed_in_place_under_autograd(
         y += 1
         y.sum().backward()
         assert x.grad is not None and x.grad.dtype is dtype
+
+
+def flags() -> set[str]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {word for line in lines if line.startswith(("flags", "vendor_id")) for word in line.split()}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks an x86 processor")
+def test_processors_are_told_apart() -> None:
+    assert extension.is_amd() is ("AuthenticAMD" in flags())
+    assert extension.has_avx512bf16() is ("avx512_bf16" in flags())
+
+
+@pytest.mark.parametrize("amd", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_they_are_taken_where_they_gain_and_are_switched_on(
+    amd: bool, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn.extension, "is_amd", lambda: amd)
+    monkeypatch.setattr(onednn.extension, "has_avx512bf16", lambda: bfloat16)
+    monkeypatch.setattr(onednn, "available_isas", lambda: {"avx512": True})
+    for cached in (onednn._gains, onednn._gains_by_bfloat16):
+        monkeypatch.setattr(onednn, cached.__name__, cached.__wrapped__)
+    assert (onednn.faster(), onednn.bfloat16_products()) == (amd, amd and bfloat16)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert not onednn.faster() and not onednn.bfloat16_products()
+
+
+@pytest.mark.parametrize("faster,bfloat16", [(False, False), (True, False), (True, True)])
+def test_limits_are_of_what_multiplies(faster: bool, bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_products(monkeypatch, faster, bfloat16)
+    monkeypatch.setattr(cpu, "active_isa", lambda: "avx512vbmi")
+    for way, layout in (("repacked", {}), ("line", {"block_size": 2048, "shared": True, "coded": True})):
+        for cols in (576, 2048):
+            packed = cpu.view(ops.packed_args(random_packed(3, cols, **layout)))
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                dense = "onednn" if faster else "mkl"
+                dense = "bfloat16" if bfloat16 and dtype is torch.bfloat16 else dense
+                expected = cpu.DENSE_BATCHES[way, True, dense][cols == 2048]
+                assert cpu.dense_batches(packed, True, dtype) == expected
 
 
 def test_x_in_bfloat16_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

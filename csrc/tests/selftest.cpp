@@ -130,6 +130,20 @@ std::vector<float> dense(const Weight& w, arb::Columns columns, const char* isa,
     return out;
 }
 
+// The lower half of the rows as bfloat16 are the nearest to the floats, of two the even one.
+bool check_dense_16(const Weight& w, const std::vector<float>& values, arb::Columns columns) {
+    const int64_t first = w.view.rows / 2, skipped = first * w.view.cols;
+    std::vector<uint16_t> out(values.size() - static_cast<size_t>(skipped));
+    if (arb::dequantize(w.view, first, w.view.rows, columns, arb::Element::bf16, out.data(), 2) != arb::Status::ok)
+        return false;
+    for (size_t i = 0; i < out.size(); ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, &values[static_cast<size_t>(skipped) + i], sizeof bits);
+        if (out[i] != (bits + 0x7fff + (bits >> 16 & 1)) >> 16) return false;
+    }
+    return true;
+}
+
 std::vector<float> random_x(const Weight& w, int64_t batch, std::mt19937& random) {
     std::vector<float> x(static_cast<size_t>(batch * w.view.cols));
     for (float& value : x) value = static_cast<float>(random()) / 2147483648.0f - 1.0f;
@@ -246,6 +260,8 @@ bool check_weight(Weight& w, bool copies, std::mt19937& random) {
             std::memcmp(dense(w, arb::Columns::stored, isa, good).data(), stored.data(), bytes) != 0 || !good) {
             return fail("dequantize", isa, w);
         }
+        if (!check_dense_16(w, expected, arb::Columns::original) || !check_dense_16(w, stored, arb::Columns::stored))
+            return fail("dequantize to bfloat16", isa, w);
         for (const int64_t batch : {1, 3, 5}) {
             if (!check_gemm(w, expected, batch, isa, false, random)) return false;
             if (batch == 3 && !check_gemm(w, expected, batch, isa, true, random)) return false;
