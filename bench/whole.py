@@ -5,13 +5,15 @@
 Columns: "prepare" opens and checks the checkpoint and tokenizes; "forward" runs the layers, twice per sample, and reads
 their weights; "Hessians" sums x x^T; "Cholesky" factorizes; "search" and "refine" are the two inner loops of the solver
 (partition and binarizers; for arb-levels fit and sweep), "products" the error propagation by matrix products where it
-can be told apart, "solver rest" what else it does; "other" judges, stores and assembles the file. The last lines
+can be told apart, "solver rest" what else it does; "other" judges, stores and assembles the file. "GFLOP/s" is what
+torch's float32 product reached just before and just after: a shared machine is not always as fast. The last lines
 extrapolate to LLaMA-7B by counting operations; nothing of that size was run.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -39,6 +41,16 @@ def parts(summary: Summary, total: float, inner: dict[str, float]) -> dict[str, 
         "solver rest": s.solve - sum(inner.values()),
     }
     return {**found, "other": total - sum(found.values())}
+
+
+def products() -> float:
+    """GFLOP/s of torch's product of 512 rows and a matrix of 2,048 x 2,048: a median of 15."""
+    x, W, seconds = torch.randn(512, 2048), torch.randn(2048, 2048), []
+    for _ in range(15):
+        start = time.perf_counter()
+        torch.mm(x, W)
+        seconds.append(time.perf_counter() - start)
+    return 2 * x.shape[0] * W.numel() / statistics.median(seconds) / 1e9
 
 
 def per_width(shape: tuple[int, ...], power: int) -> int:
@@ -79,7 +91,7 @@ def main() -> None:
 
     rows, notes, totals = [], [], {}
     for preset in args.presets:
-        cfg = arb.QuantConfig.preset(preset)
+        cfg, speed = arb.QuantConfig.preset(preset), products()
         with tempfile.TemporaryDirectory() as folder, Shares("auto") as shares:
             start = time.perf_counter()
             out = Path(folder) / "model.arb"
@@ -90,10 +102,10 @@ def main() -> None:
         found = parts(summary, total, shares.seconds)
         names = list(found)
         cells = " | ".join(f"{value:.1f} ({value / total:.0%})" for value in found.values())
-        rows.append(f"| `{preset}` | {total:.0f} | {cells} |")
+        rows.append(f"| `{preset}` | {total:.0f} | {cells} | {speed:.0f}, {products():.0f} |")
         notes.append(f"- `{preset}`: {extrapolation(summary, found, args.samples, args.seqlen)}")
     print(f"{args.threads} threads, torch {torch.__version__}; {args.samples} x {args.seqlen} calibration tokens\n")
-    print(f"| preset | seconds | {' | '.join(names)} |\n|---|---|{'---|' * len(names)}")
+    print(f"| preset | seconds | {' | '.join(names)} | GFLOP/s |\n|---|---|{'---|' * len(names)}---|")
     print("\n".join(rows))
     if {"paper", "best"} <= totals.keys():
         print(f"\n`best` takes {totals['best'] / totals['paper']:.2f} times as long as `paper`.")
