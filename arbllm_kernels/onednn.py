@@ -2,7 +2,7 @@
 
 On x86 torch multiplies float32 matrices with MKL, which takes a Zen 4 to 70 to 85 % of what it can do with 512 rows on
 two cores and to 35 % with 32; oneDNN to 93 and 68 % (docs/cpu-kernels.md). So it is taken on AMD's processors with
-AVX-512; on others nothing was measured, and MKL stays. The two operators are those that code compiled by torch calls.
+AVX-512; on others nothing was measured, and MKL stays. The operators are those that code compiled by torch calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .capture import forward_replaced
 from .native import available_isas, extension
 
-_OPERATORS = ("_linear_pointwise", "_reorder_linear_weight")
+_OPERATORS = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 
 
 def built() -> bool:
@@ -45,7 +45,8 @@ def bfloat16_products() -> bool:
 
 @functools.cache
 def _gains_by_bfloat16() -> bool:
-    return bool(extension.has_avx512bf16())
+    # oneDNN may have been told to do without what the processor has (ONEDNN_MAX_CPU_ISA).
+    return bool(extension.has_avx512bf16()) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def multiply(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:

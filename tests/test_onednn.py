@@ -19,9 +19,10 @@ from arbllm_kernels.pipeline import quantize_model
 
 pytestmark = pytest.mark.skipif(not onednn.built(), reason="this torch was built without oneDNN")
 
-BFLOAT16 = pytest.param(
-    True, True, marks=pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no AVX-512")
+needs_bfloat16 = pytest.mark.skipif(
+    not (onednn.built() and torch.ops.mkldnn._is_mkldnn_bf16_supported()), reason="oneDNN has no bfloat16 here"
 )
+BFLOAT16 = pytest.param(True, True, marks=needs_bfloat16)
 SHAPES = [(1,), (1, 1), (3, 1), (0,), (2, 0), (64,), (2, 3)]  # of x, without its last dimension
 
 
@@ -41,7 +42,7 @@ def with_products(monkeypatch: pytest.MonkeyPatch, faster: bool, bfloat16: bool 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
 def test_multiply_is_the_product(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, W = torch.randn(*shape, 70).to(dtype), torch.randn(13, 70).to(dtype)
     y = onednn.multiply(x, W)
@@ -154,16 +155,18 @@ def test_processors_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("amd", [False, True])
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("processor", [False, True])
+@pytest.mark.parametrize("library", [False, True])
 def test_they_are_taken_where_they_gain_and_are_switched_on(
-    amd: bool, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+    amd: bool, processor: bool, library: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onednn.extension, "is_amd", lambda: amd)
-    monkeypatch.setattr(onednn.extension, "has_avx512bf16", lambda: bfloat16)
+    monkeypatch.setattr(onednn.extension, "has_avx512bf16", lambda: processor)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: library)
     monkeypatch.setattr(onednn, "available_isas", lambda: {"avx512": True})
     for cached in (onednn._gains, onednn._gains_by_bfloat16):
         monkeypatch.setattr(onednn, cached.__name__, cached.__wrapped__)
-    assert (onednn.faster(), onednn.bfloat16_products()) == (amd, amd and bfloat16)
+    assert (onednn.faster(), onednn.bfloat16_products()) == (amd, amd and processor and library)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     assert not onednn.faster() and not onednn.bfloat16_products()
 
