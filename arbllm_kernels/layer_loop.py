@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .capture import Captured, capture
 from .config import QuantConfig
 from .errors import InputError
+from .heap import keep_freed_memory
 from .hessian_hooks import PANEL, HessianCollector, SharedInput
 from .methods import Factor, corrected, hessian_factor, solve_all, solved_together, solves_together
 from .models import layer_linears
@@ -71,6 +72,7 @@ def quantize_layers(store: LayerStore, ids: Tensor, cfg: QuantConfig, skip: Sequ
     Raises:
         InputError, UnsupportedModelError: see methods and capture.
     """
+    keep_freed_memory()
     captured = _capture(store, ids, report)
     linears = [layer_linears(layer, f"{store.name}.{i}", skip) for i, layer in enumerate(store.layers)]
     total = sum(module.in_features * module.out_features for layer in linears for module in layer.values())
