@@ -16,5 +16,5 @@ def keep_freed_memory() -> None:
     anyway, teaches it better, once and for all; at most twice as much as it freed stays unused at the end of the heap.
     On other C libraries this does nothing.
     """
-    block = torch.empty(LARGEST, dtype=torch.uint8)
+    block = torch.empty(LARGEST, dtype=torch.uint8, device="cpu")
     del block
