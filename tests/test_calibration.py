@@ -6,12 +6,14 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from architectures import CONTEXT, VOCAB, build
 
+from arbllm_kernels import calibration
 from arbllm_kernels.calibration import calibration_ids, read_text, tokenize
 from arbllm_kernels.errors import CalibrationError
 
@@ -58,6 +60,46 @@ def test_a_tokenizer_that_encodes_in_its_own_way_does_so() -> None:
     own = tiny.tokenizer()
     own.__class__ = Own
     assert tokenize("w1 w2", own).tolist() == [7]
+
+
+def words(text: str) -> Any:
+    """A byte-level BPE tokenizer, as GPT-2's, trained on `text`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own.train_from_iterator([text], trainers.BpeTrainer(vocab_size=400, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=own)
+
+
+def pieces_of(text: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Into how many `tokenize` cuts the text where a piece has 600 characters; checks the tokens."""
+    monkeypatch.setattr(calibration, "PIECE", 600)
+    found, pieces = [], calibration._pieces
+    monkeypatch.setattr(calibration, "_pieces", lambda *given: found.append(pieces(*given)) or found[0])
+    assert tokenize(text, tokenizer).tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+    return len(found[0]) if found else 1
+
+
+TEXT = " ".join(f"the {i} tall trees,\n\nfell;  {'a' * (i % 9)} quick brown{' ' * (i % 4)}\n" for i in range(200))
+
+
+def test_long_texts_are_tokenized_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pieces_of(TEXT, words(TEXT), monkeypatch) > 10
+
+
+@pytest.mark.parametrize("kind", ["a start of its own", "no words", "no gaps", "short"])
+def test_other_texts_are_tokenized_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenizers import normalizers
+
+    text = {"no gaps": TEXT.replace(" ", "_"), "short": TEXT[:700]}.get(kind, TEXT)
+    tokenizer = words(TEXT)
+    if kind == "a start of its own":
+        tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("a")
+    if kind == "no words":
+        tokenizer.backend_tokenizer.pre_tokenizer = None
+    assert pieces_of(text, tokenizer, monkeypatch) == 1
 
 
 def test_jsonl_and_parquet_hold_the_same_text(tokenizer: object, tmp_path: Path) -> None:
