@@ -24,9 +24,9 @@ SELF = "self"
 HUB = "hub:"
 BATCH = 32  # sequences the model writes together
 SAMPLES, SEQLEN = 32, 512  # calibration windows and tokens per window; the paper takes 128 and 2048
-PIECE = 1 << 18  # characters that are tokenized at once
-NEAR = 256  # characters on either side of a cut in which its tokens are compared
-GAP = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")  # a space between two letters
+PIECE = 1 << 18  # characters after which a text is cut where it can be, to be tokenized in pieces
+NEAR = 251  # characters on either side of a cut for which tokens are compared; prime, lest a fixed length divide it
+GAP = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")  # a space between two letters, where tokenizers begin a word
 KINDS = "a .txt, .raw, .jsonl or .parquet file, hub:NAME[[:config]:split], or self"
 
 
@@ -90,10 +90,10 @@ def tokenize(text: str, tokenizer: Any) -> Tensor:
 
 
 def _pieces(text: str, encode: Callable[[list[str]], list[list[int]]]) -> list[str]:
-    """`text`, cut where a tokenizer that splits words first begins a new one, so that all cores tokenize it.
+    """`text`, cut between words, so that all cores tokenize it.
 
-    A long text in one piece takes twice as long even on one core. A tokenizer that treats the start of a text in a way
-    of its own, as one does that puts a space before it, shows that near the cuts: then nothing is cut.
+    Near every cut the pieces must have the tokens of the whole, or nothing is cut: there a tokenizer shows if it treats
+    the start of a text in a way of its own, or has a token that spans words.
     """
     wanted = range(PIECE, len(text) - NEAR, PIECE)
     gaps = [gap for at in wanted if (gap := GAP.search(text, at, min(at + PIECE, len(text) - NEAR)))]

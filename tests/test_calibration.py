@@ -89,14 +89,17 @@ def test_long_texts_are_tokenized_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
     assert pieces_of(TEXT, words(TEXT), monkeypatch) > 10
 
 
-@pytest.mark.parametrize("kind", ["a start of its own", "no words", "no gaps", "short"])
+@pytest.mark.parametrize("kind", ["a start of its own", "a token across", "no words", "no gaps", "short"])
 def test_other_texts_are_tokenized_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tokenizers import normalizers
 
-    text = {"no gaps": TEXT.replace(" ", "_"), "short": TEXT[:700]}.get(kind, TEXT)
+    across = TEXT + "New York " * 300  # far from the first cuts
+    text = {"no gaps": TEXT.replace(" ", "_"), "short": TEXT[:700], "a token across": across}.get(kind, TEXT)
     tokenizer = words(TEXT)
     if kind == "a start of its own":
         tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("a")
+    if kind == "a token across":
+        tokenizer.add_tokens(["New York"])
     if kind == "no words":
         tokenizer.backend_tokenizer.pre_tokenizer = None
     assert pieces_of(text, tokenizer, monkeypatch) == 1
