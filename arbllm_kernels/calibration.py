@@ -1,6 +1,6 @@
 """Calibration text -> token ids [samples, seqlen].
 
-Text files are tokenized whole, without special tokens, and windows are cut at starts drawn one after the other with
+Whole text files are tokenized, without special tokens, and windows are cut at starts drawn one after the other with
 `random.Random(seed).randint(0, len(ids) - seqlen - 1)`. `self` lets the model write the text: no data is needed at all.
 """
 
