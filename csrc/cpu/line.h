@@ -53,9 +53,8 @@ struct LineJob {
     int64_t scratch;          // these, and after them the sums of four rows: all that multiply needs
     float factor;             // 2^exponent
     // Of salient columns' first plane, their second plane and other columns: for the code, sign + 2 group, in the
-    // lowest, the next and the third two bits of a byte, the number of its row scale among those of the block, 8 more
-    // for minus.
-    alignas(64) uint8_t picks[3][3][64];
+    // lowest two bits of a byte and in the next, the number of its row scale among those of the block, 8 more for minus.
+    alignas(64) uint8_t picks[3][2][64];
     // And for the code sign + 2 second + 4 group of a salient column, of its first plane and of its second.
     uint8_t joined[2][16];
     int64_t last_pair;  // where the row scales of the last salient group stand among those of the block

@@ -67,7 +67,7 @@ void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& pla
     job.line += (2496 - job.line % 4096 + 4096) % 4096;
     job.list = plan.list.data();
     for (int64_t i = 0; i < 64; ++i) {
-        for (int64_t place = 0; place < 3; ++place) {
+        for (int64_t place = 0; place < 2; ++place) {
             const int64_t code = i >> (2 * place) & 3, group = code >> 1, minus = (code & 1) != 0 ? 0 : 8;
             const int64_t salient = w.salient_groups > 1 ? group * w.salient_order : 0;
             const int64_t scales[3] = {salient, salient + w.salient_order - 1,

@@ -23,8 +23,6 @@ inline SignSums sign_dot(SignSums sums, Bytes levels, Bytes q) {
 }
 inline Ints signs_in(SignSums sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
-// look_up reads by four bits; there are no tables of 64 bytes.
-constexpr bool kSixBits = false;
-inline Bytes look_up_six(Bytes table, Bytes) { return table; }
-
 }  // namespace
+
+#include "../four_bits.inc"

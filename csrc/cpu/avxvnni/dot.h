@@ -9,10 +9,7 @@ namespace {
 constexpr int kLevelBias = 128;
 inline Ints level_dot(Ints sums, Bytes levels, Bytes q) { return _mm256_dpbusd_avx_epi32(sums, levels, q); }
 
-// look_up reads by four bits; there are no tables of 64 bytes.
-constexpr bool kSixBits = false;
-inline Bytes look_up_six(Bytes table, Bytes) { return table; }
-
 }  // namespace
 
+#include "../four_bits.inc"
 #include "../vnni_signs.inc"

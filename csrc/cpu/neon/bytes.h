@@ -57,10 +57,6 @@ inline Ints load_ints(const int32_t* p) { return vld1q_s32(p); }
 inline void store_ints(int32_t* p, Ints v) { vst1q_s32(p, v); }
 inline Ints add_ints(Ints a, Ints b) { return vaddq_s32(a, b); }
 
-// look_up reads by four bits; there are no tables of 64 bytes.
-constexpr bool kSixBits = false;
-inline Bytes look_up_six(Bytes table, Bytes) { return table; }
-
 // A vector of sums has four for every 16 bytes.
 inline Ints join_digits(Ints high, Ints low) { return vaddq_s32(vshlq_n_s32(high, 8), low); }
 inline Ints subtract_ints(Ints a, Ints b) { return vsubq_s32(a, b); }
@@ -85,3 +81,5 @@ inline Bytes fill_words(const unsigned char* p) {
 }
 
 }  // namespace
+
+#include "../four_bits.inc"

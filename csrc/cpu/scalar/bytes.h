@@ -138,8 +138,6 @@ inline Ints turn_sums(const Ints& a, const Ints& b, const Ints& c, const Ints& d
 // Four numbers: the sums of what is so many times 16 bytes apart.
 inline void store_folded(int32_t* p, const Ints& v) { store_ints(p, v); }
 
-// look_up reads by four bits; there are no tables of 64 bytes.
-constexpr bool kSixBits = false;
-inline Bytes look_up_six(const Bytes& table, const Bytes&) { return table; }
-
 }  // namespace
+
+#include "../four_bits.inc"
