@@ -52,11 +52,13 @@ struct LineJob {
     int64_t row_copies;       // bytes of working memory for the parts of one row of the weight
     int64_t scratch;          // these, and after them the sums of four rows: all that multiply needs
     float factor;             // 2^exponent
-    // Of salient columns' first plane, their second plane and other columns: for the code, sign + 2 group, in the
-    // lowest two bits of a byte and in the next, the number of its row scale among those of the block, 8 more for minus.
+    // Of salient columns' first plane, their second plane and other columns: for the codes in a nibble (sign of its
+    // first column, of its second, group of the first, of the second) and for either column the number of its row
+    // scale among those of the block, 8 more for minus. Repeated for tables of six bits.
     alignas(64) uint8_t picks[3][2][64];
-    // And for the code sign + 2 second + 4 group of a salient column, of its first plane and of its second.
-    uint8_t joined[2][16];
+    // For six bits, these and the second signs of both columns: sign + 2 second + 4 group of either, and for that the
+    // number of a salient column's row scale in its first plane and in its second.
+    uint8_t joined_picks[2][64], joined[2][16];
     int64_t last_pair;  // where the row scales of the last salient group stand among those of the block
     bool joins;         // levels_join for almost all rows and blocks: elsewhere asking costs more than it saves
 };

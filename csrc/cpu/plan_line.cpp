@@ -68,12 +68,13 @@ void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& pla
     job.list = plan.list.data();
     for (int64_t i = 0; i < 64; ++i) {
         for (int64_t place = 0; place < 2; ++place) {
-            const int64_t code = i >> (2 * place) & 3, group = code >> 1, minus = (code & 1) != 0 ? 0 : 8;
+            const int64_t sign = i >> place & 1, group = i >> (2 + place) & 1, second = i >> (4 + place) & 1;
             const int64_t salient = w.salient_groups > 1 ? group * w.salient_order : 0;
             const int64_t scales[3] = {salient, salient + w.salient_order - 1,
                                        w.salient_groups * w.salient_order + group};
             for (int64_t kind = 0; kind < 3; ++kind)
-                job.picks[kind][place][i] = static_cast<uint8_t>(scales[kind] + minus);
+                job.picks[kind][place][i] = static_cast<uint8_t>(scales[kind] + (sign != 0 ? 0 : 8));
+            job.joined_picks[place][i] = static_cast<uint8_t>(sign + 2 * second + 4 * group);
         }
     }
     job.last_pair = w.salient_groups > 1 ? w.salient_order : 0;

@@ -7,5 +7,9 @@ namespace {
 
 constexpr bool kSixBits = true;
 inline Bytes look_up_six(Bytes table, Bytes numbers) { return _mm512_permutexvar_epi8(numbers, table); }
+// Numbers from 64 on name bytes of `high`.
+inline Bytes look_up_seven(Bytes low, Bytes high, Bytes numbers) {
+    return _mm512_permutex2var_epi8(low, numbers, high);
+}
 
 }  // namespace
