@@ -97,6 +97,7 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: 
 def test_joined_planes_where_some_blocks_cannot_be_joined(isa: str, salient_groups: int) -> None:
     pw = random_packed(80, 1400, 512, salient_groups=salient_groups, shared=True, coded=True, joined=True, salient=0.3)
     pw.row_scale[7, 1, :2], pw.row_scale[33] = 64, 127  # 128 and 254 in both planes together
+    pw.row_scale[40, 0, -4:-2] = 64  # the last salient group, and the first row of two side by side
     x = torch.randn(3, 1400)
     exact = x.double() @ pw.dequantize().double().T
     rounding = 2.0**-23 * (x.double().abs() @ pw.dequantize().double().abs().T)
@@ -105,6 +106,14 @@ def test_joined_planes_where_some_blocks_cannot_be_joined(isa: str, salient_grou
         with native.forced_isa("scalar"):
             assert same_bits(got, run(pw, x.to(dtype), int8))
     assert bool(((run_exact(pw, x).double() - exact).abs() <= bound(pw, x) + rounding).all())
+
+
+@pytest.mark.parametrize("m,k", [(1400, 512), (4500, 2048), (8200, 4096), (11008, 2048)])
+def test_any_number_of_rows(isa: str, m: int, k: int) -> None:
+    """Rows are multiplied side by side, but for the last of an odd number and those at the end of a buffer."""
+    for n in range(5, 14):
+        for salient in (None, 0.3, 0.9):
+            check_bits(random_packed(n, m, k, shared=True, coded=True, joined=True, salient=salient, seed=n), 1)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 65])
