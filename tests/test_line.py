@@ -110,10 +110,21 @@ def test_joined_planes_where_some_blocks_cannot_be_joined(isa: str, salient_grou
 
 @pytest.mark.parametrize("m,k", [(1400, 512), (4500, 2048), (8200, 4096), (11008, 2048)])
 def test_any_number_of_rows(isa: str, m: int, k: int) -> None:
-    """Rows are multiplied side by side, but for the last of an odd number and those at the end of a buffer."""
+    """What is read past the end of a row may not be past the end of a buffer."""
     for n in range(5, 14):
         for salient in (None, 0.3, 0.9):
             check_bits(random_packed(n, m, k, shared=True, coded=True, joined=True, salient=salient, seed=n), 1)
+
+
+@pytest.mark.parametrize("m,k", [(600, 600), (1400, 512), (9000, 4096)])
+def test_rows_side_by_side(isa: str, m: int, k: int) -> None:
+    for groups, order in ZONES:
+        for salient, joined in itertools.product((0.0, 0.3, 1.0), (False, True)[:order]):
+            pw = random_packed(
+                70, m, k, salient_groups=groups, salient_order=order, shared=True, coded=True, joined=joined,
+                salient=salient,
+            )  # fmt: skip
+            check_bits(pw, 1)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 65])

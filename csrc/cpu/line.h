@@ -56,9 +56,10 @@ struct LineJob {
     // first column, of its second, group of the first, of the second) and for either column the number of its row
     // scale among those of the block, 8 more for minus. Repeated for tables of six bits.
     alignas(64) uint8_t picks[3][2][64];
-    // For six bits, these and the second signs of both columns: sign + 2 second + 4 group of either, and for that the
-    // number of a salient column's row scale in its first plane and in its second.
-    uint8_t joined_picks[2][64], joined[2][16];
+    // For six bits, these codes and the second signs of both columns: of either, sign + 2 second + 4 group,
+    uint8_t joined_picks[2][64];
+    // and for that the number of a salient column's row scale in its first plane and in its second.
+    uint8_t joined[2][16];
     int64_t last_pair;  // where the row scales of the last salient group stand among those of the block
     bool joins;         // levels_join for almost all rows and blocks: elsewhere asking costs more than it saves
 };

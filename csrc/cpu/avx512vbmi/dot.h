@@ -1,4 +1,5 @@
-// VNNI's sums, and tables of 64 bytes: six bits hold three codes, so that less has to be shifted and masked.
+// VNNI's sums, and tables of 64 bytes: six bits hold the codes of two columns and their second signs, and what is above
+// them need not be masked away.
 #pragma once
 
 #include "../avx512vnni/level_dot.h"
