@@ -93,6 +93,13 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, n: int, m: int, k: 
         check_bits(pw, 15)  # tiles of 8, 4, 2 and 1
 
 
+@pytest.fixture(params=[32, 48])
+def l1_kib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sizes of the first-level cache: with the smaller one rows of the weight go side by side (avx512vbmi)."""
+    monkeypatch.setenv("ARBLLM_L1_KIB", str(request.param))
+
+
+@pytest.mark.usefixtures("l1_kib")
 @pytest.mark.parametrize("salient_groups", [1, 2])
 def test_joined_planes_where_some_blocks_cannot_be_joined(isa: str, salient_groups: int) -> None:
     pw = random_packed(80, 1400, 512, salient_groups=salient_groups, shared=True, coded=True, joined=True, salient=0.3)
@@ -108,6 +115,7 @@ def test_joined_planes_where_some_blocks_cannot_be_joined(isa: str, salient_grou
     assert bool(((run_exact(pw, x).double() - exact).abs() <= bound(pw, x) + rounding).all())
 
 
+@pytest.mark.usefixtures("l1_kib")
 @pytest.mark.parametrize("m,k", [(1400, 512), (4500, 2048), (8200, 4096), (11008, 2048)])
 def test_any_number_of_rows(isa: str, m: int, k: int) -> None:
     """What is read past the end of a row may not be past the end of a buffer."""
@@ -116,6 +124,7 @@ def test_any_number_of_rows(isa: str, m: int, k: int) -> None:
             check_bits(random_packed(n, m, k, shared=True, coded=True, joined=True, salient=salient, seed=n), 1)
 
 
+@pytest.mark.usefixtures("l1_kib")
 @pytest.mark.parametrize("m,k", [(600, 600), (1400, 512), (9000, 4096)])
 def test_rows_side_by_side(isa: str, m: int, k: int) -> None:
     for groups, order in ZONES:
@@ -132,11 +141,12 @@ def test_rows_do_not_depend_on_batch_or_threads(isa: str, batch: int) -> None:
     check_rows(random_packed(701, 1400, 2048, shared=True, coded=True), batch, 8)
 
 
-def test_the_size_of_the_cache_changes_no_result(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pw = random_packed(37, 9000, 2048, shared=True, coded=True, joined=True, salient=0.3)
-    x = {way: torch.randn(2, 9000, dtype=way[0]) for way in WAYS}
+@pytest.mark.parametrize("m", [7000, 9000])
+def test_the_size_of_the_cache_changes_no_result(isa: str, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pw = random_packed(37, m, 2048, shared=True, coded=True, joined=True, salient=0.3)
+    x = {way: torch.randn(2, m, dtype=way[0]) for way in WAYS}
     found = []
-    for kib in (1, 24, 10**6):  # a block at a time; several; all
+    for kib in (1, 24, 10**6):  # a block at a time; several; all of 7,000 columns
         monkeypatch.setenv("ARBLLM_L1_KIB", str(kib))
         found.append([run(pw, x[way][:batch], way[1]) for way, batch in itertools.product(WAYS, (1, 2))])
     assert all(same_bits(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

@@ -7,7 +7,7 @@
 namespace arb {
 namespace {
 
-constexpr int64_t kUsualKib = 32, kMostKib = 1 << 20;
+constexpr int64_t kUsualKib = 32, kRoomyKib = 48, kMostKib = 1 << 20;
 
 int64_t system_kib() {
     int64_t kib = 0;
@@ -23,5 +23,7 @@ int64_t near_cache_bytes() {
     const int64_t kib = asked != nullptr ? std::strtol(asked, nullptr, 10) : 0;
     return std::min(kib > 0 ? kib : kOfSystem, kMostKib) * 1024;
 }
+
+bool roomy_near_cache() { return near_cache_bytes() >= kRoomyKib * 1024; }
 
 }  // namespace arb

@@ -85,7 +85,8 @@ void make_line_plan(const Plan& exact, const LineKernels& kernels, LinePlan& pla
     }
     job.joins = job.two_planes && mostly_join(job);
     job.in_place = rows_in_place(whole, kLineSpare);
-    job.x_bytes = std::min<int64_t>(near_cache_bytes() * 3 / 4, 32 * 1024);
+    job.x_bytes = std::min<int64_t>(near_cache_bytes() * 3 / 4, 24 * 1024);
+    job.roomy = roomy_near_cache();
     // Each row: a line of a plane, its scales, or its part of the second plane, and what may be read past their end.
     const int64_t row = std::max({job.words * 8, job.blocks * job.scales, job.salient_columns / 8 + 2});
     job.row_copies = 4 * divide_up(row + kLineSpare, 64) * 64;

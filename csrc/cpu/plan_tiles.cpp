@@ -2,6 +2,7 @@
 #include <array>
 #include <cstring>
 
+#include "cache.h"
 #include "line.h"
 #include "plan.h"
 #include "pool.h"
@@ -229,6 +230,7 @@ Status make_tiles_plan(const Plan& exact, int64_t threads, TilesPlan& plan) {
     job.salient_columns = exact.job.salient_columns;
     job.halves = w.row_scale_type != ScaleType::fp32;
     job.factor = exact.job.factor;
+    job.roomy = roomy_near_cache();
     add_passes(exact, plan);
     add_parts(exact, plan);
     plan.copy = aligned_large(job.tiles * job.tile_bytes);
