@@ -81,11 +81,11 @@ def _native() -> str:
     try:
         from . import native
 
-        active = native.active_isa()
+        active, cache = native.active_isa(), native.extension.near_cache_bytes() >> 10
     except (ImportError, OSError, ValueError) as error:
         return f"unusable: {_brief(error)}"
     usable = ", ".join(name for name, works in native.available_isas().items() if works)
-    return f"{active} in use; usable here: {usable}"
+    return f"{active} in use; usable here: {usable}; first-level cache {cache} KiB"
 
 
 def _cuda_kernels() -> str:

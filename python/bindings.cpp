@@ -185,6 +185,7 @@ PYBIND11_MODULE(_native, m) {
     });
     m.def("is_amd", &arb::is_amd);
     m.def("has_avx512bf16", &arb::has_avx512bf16);
+    m.def("near_cache_bytes", &arb::near_cache_bytes);
     m.def("active_isa", &active_isa);
     m.def("set_isa", [](const std::optional<std::string>& name) {
         check_isa(arb::set_isa(name ? name->c_str() : nullptr), name);

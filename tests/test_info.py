@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_cli import run
@@ -20,6 +21,15 @@ def test_it_names_everything(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert native.active_isa() in values["CPU kernels"]
     text = run(capsys, "info")
     assert all(f"{name} " in text and value in text for name, value in values.items())
+
+
+def test_it_names_the_first_level_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch loaded, and with it a second libstdc++ beside the extension's own."""
+    told = Path("/sys/devices/system/cpu/cpu0/cache/index0/size")
+    kib = int(told.read_text().strip().removesuffix("K")) if told.exists() else 32
+    assert info.environment()["CPU kernels"].endswith(f"first-level cache {kib} KiB")
+    monkeypatch.setenv("ARBLLM_L1_KIB", "99")
+    assert native.extension.near_cache_bytes() == 99 * 1024
 
 
 def test_a_package_that_is_absent_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 #include <algorithm>
 
+#include "arb/cpu.h"
 #include "arb/gemm.h"
-#include "cache.h"
 #include "plan.h"
 
 namespace arb {

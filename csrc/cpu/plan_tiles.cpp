@@ -2,7 +2,7 @@
 #include <array>
 #include <cstring>
 
-#include "cache.h"
+#include "arb/cpu.h"
 #include "line.h"
 #include "plan.h"
 #include "pool.h"

@@ -1,5 +1,5 @@
-// Which instruction set runs. The best one that both processor and operating system support is taken, unless the
-// environment variable ARBLLM_FORCE_ISA or set_isa names another.
+// The processor, and which instruction set runs. The best one that both processor and operating system support is
+// taken, unless the environment variable ARBLLM_FORCE_ISA or set_isa names another.
 #pragma once
 
 #include "arb/packed.h"
@@ -23,5 +23,14 @@ Status active_isa(const char** name);
 // What decides which library multiplies dense matrices fastest (arbllm_kernels/onednn.py).
 bool is_amd();
 bool has_avx512bf16();
+
+// The first-level data cache in bytes: it decides how much of x meets the weight at once, and into which cache the
+// weight is asked for. As ARBLLM_L1_KIB (a positive number of KiB) says, else as Linux tells of the first processor,
+// else 32 KiB. Asked for when a weight is multiplied for the first time. No result depends on it.
+int64_t near_cache_bytes();
+
+// Whether it has room for what is asked for ahead beside what a product looks up or multiplies by: with 48 KiB (Zen 5,
+// Emerald Rapids), not with 32 (Zen 4).
+bool roomy_near_cache();
 
 }  // namespace arb
