@@ -64,10 +64,12 @@ bench: $(STAMP)
 	$(BIN)/python bench/gemv.py
 	$(BIN)/python bench/solver.py
 
-# The native self-test under AddressSanitizer and UBSan, then under ThreadSanitizer.
+# The native self-test under AddressSanitizer and UBSan, then under ThreadSanitizer: as for a small first-level cache,
+# with which rows of a weight go side by side, and as for a larger one.
 SELFTEST = $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DARB_PYTHON=OFF \
   -DARB_TESTS=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DARB_SANITIZE=$(2) && \
-  $(BIN)/cmake --build build/$(1) --target arb_selftest && build/$(1)/arb_selftest
+  $(BIN)/cmake --build build/$(1) --target arb_selftest && \
+  ARBLLM_L1_KIB=32 build/$(1)/arb_selftest && ARBLLM_L1_KIB=48 build/$(1)/arb_selftest
 
 sanitize: $(STAMP)
 	$(call SELFTEST,asan,address$(comma)undefined)

@@ -25,11 +25,21 @@ def test_it_names_everything(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 def test_it_names_the_first_level_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch loaded, and with it a second libstdc++ beside the extension's own."""
+    monkeypatch.delenv("ARBLLM_L1_KIB", raising=False)
     told = Path("/sys/devices/system/cpu/cpu0/cache/index0/size")
     kib = int(told.read_text().strip().removesuffix("K")) if told.exists() else 32
     assert info.environment()["CPU kernels"].endswith(f"first-level cache {kib} KiB")
     monkeypatch.setenv("ARBLLM_L1_KIB", "99")
     assert native.extension.near_cache_bytes() == 99 * 1024
+
+
+def test_native_code_uses_no_streams_of_cpp() -> None:
+    """They fail where the test before can see it on some processors alone."""
+    root = Path(__file__).parent.parent
+    sources = [path for folder in ("csrc/cpu", "csrc/include", "python") for path in (root / folder).rglob("*.*")]
+    text = "".join(path.read_text() for path in sources if path.suffix in (".cpp", ".h", ".inc"))
+    assert "<algorithm>" in text
+    assert not [name for name in ("fstream", "sstream", "iostream") if f"<{name}>" in text]
 
 
 def test_a_package_that_is_absent_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

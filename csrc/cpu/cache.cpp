@@ -11,15 +11,16 @@ namespace {
 
 constexpr int64_t kUsualKib = 32, kRoomyKib = 48, kMostKib = 1 << 20;
 
-// With C's streams: those of C++ do not read numbers where two copies of libstdc++ are loaded, the extension's own and
-// another package's, whose locales they share.
+// With C's streams: those of C++ open the file but read no number once torch is loaded, and with it a libstdc++ beside
+// the extension's own.
 int64_t system_kib() {
     int64_t kib = 0;
-    const std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen("/sys/devices/system/cpu/cpu0/cache/index0/size", "r"),
-                                                     std::fclose);
+    char unit = 0;
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(
+        std::fopen("/sys/devices/system/cpu/cpu0/cache/index0/size", "r"), std::fclose);
     // "48K": level 1, data
-    const bool told = file != nullptr && std::fscanf(file.get(), "%" SCNd64, &kib) == 1 && kib > 0;
-    return told ? kib : kUsualKib;
+    const bool told = file != nullptr && std::fscanf(file.get(), "%" SCNd64 "%c", &kib, &unit) == 2;
+    return told && kib > 0 && unit == 'K' ? kib : kUsualKib;
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ struct LineJob {
     int64_t widest;           // columns of the widest block, in whole steps
     int64_t in_place;         // rows of the weight, the first ones, behind which kLineSpare bytes may be read
     int64_t x_bytes;          // so many of digits fit the first-level cache beside the planes
-    bool roomy;               // so does what is asked for ahead (cache.h)
+    bool roomy;               // it has room for what is asked for ahead too (arb/cpu.h)
     int64_t row_copies;       // bytes of working memory for the parts of one row of the weight
     int64_t scratch;          // these, and after them the sums of four rows: all that multiply needs
     float factor;             // 2^exponent

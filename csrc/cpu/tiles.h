@@ -80,7 +80,7 @@ struct TilesJob {
     bool halves;              // scales are
     int64_t tables;           // of one digit, for all parts
     float factor;             // 2^exponent
-    bool roomy;               // the first-level cache is, for what is asked for ahead (cache.h)
+    bool roomy;               // the first-level cache has room for what is asked for ahead (arb/cpu.h)
 };
 
 // One row of x, prepared. Of a part its passes lie behind one another, of a pass every kTileTerms terms:
