@@ -34,7 +34,7 @@ def test_it_names_the_first_level_cache(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_native_code_uses_no_streams_of_cpp() -> None:
-    """They fail where the test before can see it on some processors alone."""
+    """With torch loaded they read no number; the test above notices only where the cache is not of 32 KiB."""
     root = Path(__file__).parent.parent
     sources = [path for folder in ("csrc/cpu", "csrc/include", "python") for path in (root / folder).rglob("*.*")]
     text = "".join(path.read_text() for path in sources if path.suffix in (".cpp", ".h", ".inc"))
